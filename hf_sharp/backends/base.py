@@ -1,0 +1,74 @@
+"""What a backend must offer: where this rank's weights and gradients live."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+
+from hf_sharp.vector import Parts, Piece, Space, Vector
+
+
+class AbstractBackend(ABC):
+    """The plumbing under a training step. It knows nothing of sharpness.
+
+    Every list has one entry per piece of ``space``, in the same order on every call until ``refresh``.
+    """
+
+    space: Space
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """Look again which parameters are trainable; called before the first micro-batch of each optimizer step."""
+
+    @abstractmethod
+    def weights(self) -> list[Tensor]:
+        """This rank's trainable pieces, writable, in the precision that the optimizer keeps."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Let the next forward see what ``weights`` now hold."""
+
+    @abstractmethod
+    def take_gradient(self) -> Parts:
+        """The gradient averaged over the ranks' data, the caller's to keep; the storage is left empty.
+
+        Raises:
+            ValueError: a gradient is sparse.
+        """
+
+    @abstractmethod
+    def put_gradient(self, parts: Parts) -> None:
+        """Leave these tensors where clipping and ``optimizer.step`` will look; the backend may keep them."""
+
+    @abstractmethod
+    def total(self, x: Tensor, op: str) -> Tensor:
+        """``x`` summed (``"sum"``) or maximised (``"max"``) over the ranks that hold different pieces."""
+
+    @abstractmethod
+    def mean(self, loss: Tensor) -> Tensor:
+        """The loss averaged over the samples that the gradient is averaged over."""
+
+    @abstractmethod
+    def unit_norms(self, v: Vector) -> list[Tensor]:
+        """Per piece the Euclidean norm of each output unit, shaped to broadcast against the piece."""
+
+    @abstractmethod
+    def evaluation(self, *, last: bool, local: bool) -> AbstractContextManager[None]:
+        """The context of one micro-batch's forward-backward.
+
+        Args:
+            last: whether it is the last one of the pass, after which the gradient must be there.
+            local: whether each rank works on its own samples only.
+        """
+
+
+def check_dense(pieces: Sequence[Piece], gradients: Parts) -> None:
+    """Raises ValueError where a gradient is sparse."""
+    for piece, gradient in zip(pieces, gradients, strict=True):
+        if gradient is not None and gradient.is_sparse:
+            raise ValueError(
+                f"Gradients must be dense, got a sparse one for {piece.name!r}. Build its embedding with sparse=False."
+            )

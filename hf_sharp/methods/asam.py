@@ -1,0 +1,63 @@
+"""ASAM, Kwon et al. (2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_sharp.methods.base import AbstractMethod, ascend
+from hf_sharp.methods.checks import at_least, between, flag, one_of
+from hf_sharp.methods.schedules import Radius, radius
+from hf_sharp.oracle import AbstractOracle
+from hf_sharp.vector import Piece, Vector
+
+
+@dataclass(frozen=True)
+class ASAM(AbstractMethod):
+    """Adaptive SAM: the region is scaled by the weights, so that rescaling them does not change it.
+
+    ``d = g(w + e)`` with ``e = rho T sign(g) |T g|^(q-1) / |T g|_q^(q-1)``; for p = 2 ``e = rho T^2 g / |T g|``. T is
+    diagonal: ``|w| + eta``, and 1 for additive biases.
+
+    Cost: 2 passes; memory for one gradient, e and the old weights. Biases are told from weights by their name and module:
+    the weights of norm layers, embeddings, class tokens and position embeddings are scaled. (The authors' code scales
+    whatever has "weight" in its name, and so leaves class tokens and position embeddings out.)
+
+    Args:
+        rho: radius in the scaled p-norm, >= 0; 0.5 (CIFAR-10), 1.0 (CIFAR-100, ImageNet), 0.2 (IWSLT).
+        eta: added to every ``|w|`` for stability, >= 0.
+        p: the norm, from 1 to infinity.
+        scale: ``"element"``, or ``"filter"``: one norm per output filter of weights with 4 or more dimensions (eq. 5).
+        scale_biases: whether biases are scaled like weights.
+
+    References:
+        Kwon et al., ASAM: Adaptive Sharpness-Aware Minimization for Scale-Invariant Learning of Deep Neural Networks, ICML
+        2021, Algorithm 1 and section 4.
+    """
+
+    rho: Radius = 0.5
+    eta: float = 0.01
+    p: float = 2.0
+    scale: str = "element"
+    scale_biases: bool = False
+
+    def __post_init__(self) -> None:
+        radius("rho", self.rho)
+        at_least(0, "eta", self.eta, example="0.01")
+        between(1, math.inf, "p", self.p, example="2.0")
+        one_of(("element", "filter"), "scale", self.scale)
+        flag("scale_biases", self.scale_biases)
+
+    def direction(self, f: AbstractOracle) -> Vector:
+        return f(ascend(f().grad, self.rho, self.p, self._t, f.weights)).grad
+
+    def _t(self, piece: Piece, w: Tensor) -> Tensor:
+        """The diagonal of T for one parameter."""
+        if piece.bias and not self.scale_biases:
+            return torch.ones_like(w)
+        if self.scale == "filter" and len(piece.shape) >= 4:
+            return torch.linalg.vector_norm(w, dim=list(range(1, w.ndim)), keepdim=True).expand_as(w) + self.eta
+        return w.abs().add_(self.eta)

@@ -1,0 +1,42 @@
+"""SAM, Foret et al. (2021)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from hf_sharp.methods.base import AbstractMethod, ascend
+from hf_sharp.methods.checks import between
+from hf_sharp.methods.schedules import Radius, radius
+from hf_sharp.oracle import AbstractOracle
+from hf_sharp.vector import Vector
+
+
+@dataclass(frozen=True)
+class SAM(AbstractMethod):
+    """Sharpness-aware minimization: the gradient at the worst nearby point.
+
+    ``d = g(w + e)`` with ``e = rho sign(g) |g|^(q-1) / |g|_q^(q-1)``, ``1/p + 1/q = 1``; for p = 2 ``e = rho g / |g|``.
+
+    Cost: 2 passes; memory for one gradient and the old weights. Weight decay, as the optimizer does it, stays outside the
+    perturbation (`Decayed` puts it inside). At p = 1 the whole radius is on the largest entries of the gradient, ties
+    share it.
+
+    Args:
+        rho: radius of the perturbation in the p-norm, >= 0; 0.02-0.2 for p = 2. 0.05 (CIFAR-10), 0.1 (CIFAR-100, IWSLT).
+        p: the norm, from 1 to infinity (``float("inf")``; ``.inf`` in YAML).
+
+    References:
+        Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization, ICLR 2021. The step for any p:
+        Kwon et al., ICML 2021, section 2.
+    """
+
+    rho: Radius = 0.05
+    p: float = 2.0
+
+    def __post_init__(self) -> None:
+        radius("rho", self.rho)
+        between(1, math.inf, "p", self.p, example="2.0")
+
+    def direction(self, f: AbstractOracle) -> Vector:
+        return f(ascend(f().grad, self.rho, self.p)).grad

@@ -1,0 +1,277 @@
+"""The gradient oracle: all that a method may know about the problem."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hf_sharp.backends.base import AbstractBackend
+from hf_sharp.clock import Clock
+from hf_sharp.replay import Buffers, KeptInputs, Streams
+from hf_sharp.telemetry import Telemetry
+from hf_sharp.vector import Parts, Piece, Scalar, Vector, add_scaled_
+
+Backward: TypeAlias = Callable[[Tensor], None]
+Run: TypeAlias = Callable[[Any, Backward | None], Tensor]
+"""Forward and backward of one micro-batch: takes the inputs and a stand-in for the backward (None: the usual one), leaves
+the gradient, and returns the loss that was differentiated, detached."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What the oracle answers: loss and gradient of this step's samples at one place.
+
+    Attributes:
+        loss: a tensor without dimensions, averaged over the same samples as the gradient.
+        grad: the gradient.
+    """
+
+    loss: Tensor
+    grad: Vector
+
+
+class AbstractOracle(ABC):
+    """The problem as a method sees it: ``f()`` and ``f(shift)``, and where training stands.
+
+    Attributes:
+        first: the shift of the first pass; None where it ran at the weights.
+        clock: the moment of this step.
+        memory: vectors that the method keeps between steps; saved with the checkpoint.
+    """
+
+    first: Vector | None
+    clock: Clock
+    memory: dict[str, Vector]
+
+    @abstractmethod
+    def __call__(self, shift: Vector | None = None) -> Point:
+        """Loss and gradient at ``w + shift``; at the weights where there is none. All passes of a step see the same
+        samples, dropout masks and buffers. ``f()`` costs nothing, unless the method named another first place.
+        """
+
+    @abstractmethod
+    def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
+        """``H(w + shift) v``, exact, by double backward; costs about two passes and the memory of a second graph."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Vector:
+        """The weights, to be read."""
+
+    @abstractmethod
+    def noise(self, draw: int = 0) -> Vector:
+        """Standard normal noise for every perturbed parameter (times its factor): a pure function of the seed, the step,
+        ``draw`` and the parameter's name and shape, hence the same on every backend and after a resume.
+        """
+
+    @abstractmethod
+    def unit_norms(self) -> list[Tensor]:
+        """Per piece the norms of the weights' output units, shaped to broadcast against the piece."""
+
+    @abstractmethod
+    def count(self, name: str, happened: Tensor) -> None:
+        """Count in the logs how often something happened; no value is read."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps already taken, from 0."""
+        return self.clock.step
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.clock.steps
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this step."""
+        return self.clock.lr
+
+    @property
+    def lr_max(self) -> float:
+        """The peak learning rate."""
+        return self.clock.lr_max
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One micro-batch as the first pass met it."""
+
+    run: Run
+    inputs: KeptInputs
+    streams: Streams
+
+
+@dataclass
+class Oracle(AbstractOracle):
+    """The oracle over the micro-batches of one optimizer step.
+
+    Args:
+        model: whose buffers and autograd graph are meant.
+        backend: where weights and gradients live.
+        seed: of the noise.
+        local: whether each rank works on its own samples only.
+        telemetry: takes the scalars.
+        memory, clock: see `AbstractOracle`.
+        share: what the loss of each micro-batch was multiplied with for the sum over an accumulation window that is longer
+            than this oracle's; 1 where the oracle sees the whole window.
+        loss_scale: what gradients are multiplied with against underflow; 1 without a scaler.
+        old: a weight-sized buffer kept across steps; takes the weights while they are shifted.
+        first: see `AbstractOracle`.
+        micro_batches: those of the step, in order.
+        present: per piece whether any pass had a gradient for it.
+        latest: the parts of the gradient of the latest pass.
+        norms: the gradients' norms of all passes, where there is a loss scale that they decide about.
+    """
+
+    model: nn.Module
+    backend: AbstractBackend
+    seed: int
+    local: bool
+    telemetry: Telemetry
+    memory: dict[str, Vector]
+    clock: Clock
+    share: float
+    loss_scale: Scalar
+    old: list[Tensor]
+    first: Vector | None = None
+    micro_batches: list[MicroBatch] = field(default_factory=list)
+    present: list[bool] = field(default_factory=list)
+    latest: Parts = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    _own: Point | None = None
+    _before: Buffers = field(init=False)
+    _after: tuple[Buffers, Streams] | None = None
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this rank's weights live."""
+        return self.backend.space.like[0].device
+
+    def begin(self, first: Vector | None) -> None:
+        """Name the place of the first pass, and remember the buffers that every pass starts from."""
+        self.first, self._before = first, Buffers(self.model)
+
+    def complete(self, losses: list[Tensor]) -> None:
+        """End the first pass: take its gradient as the answer at its place."""
+        self._own = self._point(losses)
+        self.telemetry.first(self._own.loss, self._own.grad)
+
+    def __call__(self, shift: Vector | None = None) -> Point:
+        if shift is self.first and self._own is not None:
+            return self._own
+        with self.displaced(shift):
+            point = self._point(self._replay(None))
+            self.telemetry.passes += 1
+            if self.telemetry.observe and shift is not None and self._own is not None:
+                self.telemetry.later(point.loss, point.grad, self._own.grad, shift, self._applied(shift))
+        return point
+
+    def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+
+        def twice(loss: Tensor) -> None:
+            gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            pairs = [(g, x) for g, x in zip(gradient, v.parts, strict=True) if g is not None and x is not None]
+            products = [(g * x).sum() for g, x in pairs if g.requires_grad]
+            if products:
+                torch.stack(products).sum().backward()
+
+        # The fused attention kernels have no second derivative.
+        with self.displaced(shift), sdpa_kernel(SDPBackend.MATH):
+            self._replay(twice)
+            self.telemetry.passes += 1
+            return Vector(self.backend.space, self.backend.take_gradient(), v.scale) / self.share
+
+    @property
+    def weights(self) -> Vector:
+        return Vector(self.backend.space, list(self.backend.weights()))
+
+    def noise(self, draw: int = 0) -> Vector:
+        generator = torch.Generator(self.device)
+
+        def normal(piece: Piece, x: Tensor) -> Tensor:
+            generator.manual_seed(_stable_seed(self.seed, self.step, draw, piece.name, piece.shape))
+            full = torch.randn(piece.shape, generator=generator, device=x.device, dtype=x.dtype)
+            z = full.reshape(-1)[piece.start : piece.stop].reshape(x.shape)
+            return z if piece.factor == 1.0 else z * piece.factor
+
+        return self.weights.perturbed().map(normal)
+
+    def unit_norms(self) -> list[Tensor]:
+        return self.backend.unit_norms(self.weights)
+
+    def count(self, name: str, happened: Tensor) -> None:
+        self.telemetry.count(name, happened)
+
+    @contextmanager
+    def displaced(self, shift: Vector | None) -> Iterator[None]:
+        """Let the weights be at ``w + shift`` inside, and have their old bits, in the same storage, outside."""
+        if shift is None or shift.is_zero:
+            yield
+            return
+        everything = zip(self.backend.weights(), self.old, shift.parts, strict=True)
+        moved = [(w, old, part) for w, old, part in everything if part is not None]
+        weights, old = [w for w, _, _ in moved], [bits for _, bits, _ in moved]
+        torch._foreach_copy_(old, weights)
+        try:
+            for w, _, part in moved:
+                add_scaled_(w, part, shift.scale)
+            self.backend.publish()
+            yield
+        finally:
+            torch._foreach_copy_(weights, old)
+            self.backend.publish()
+
+    def _replay(self, backward: Backward | None) -> list[Tensor]:
+        """Forward and backward over all micro-batches, from the buffers and streams of the first pass."""
+        last = len(self.micro_batches) - 1
+        if self._after is None:
+            self._after = Buffers(self.model), Streams.now(self.device)
+        buffers_after, streams_after = self._after
+        self._before.put_back()
+        losses = []
+        try:
+            for i, micro in enumerate(self.micro_batches):
+                micro.streams.rewind(self.device)
+                with torch.enable_grad(), self.backend.evaluation(last=i == last, local=self.local):
+                    losses.append(micro.run(micro.inputs.fresh(), backward))
+        except BaseException:
+            self.backend.take_gradient()
+            raise
+        finally:
+            buffers_after.put_back()
+            streams_after.rewind(self.device)
+        return losses
+
+    def _point(self, losses: list[Tensor]) -> Point:
+        parts = self.latest = self.backend.take_gradient()
+        self.present = [a or b is not None for a, b in zip(self.present or [False] * len(parts), parts, strict=True)]
+        grad = Vector(self.backend.space, parts, 1.0 / self.loss_scale) / self.share
+        if isinstance(self.loss_scale, Tensor):
+            self.norms.append(torch.as_tensor(grad.norm()))
+        loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+        return Point(self.backend.mean(loss) / self.share, grad)
+
+    def _applied(self, shift: Vector) -> Tensor:
+        """The norm of the shift as the weights' precision let it happen; asked while the weights are shifted."""
+        moved: Parts = [
+            None if part is None else w - old
+            for part, w, old in zip(shift.parts, self.backend.weights(), self.old, strict=True)
+        ]
+        return Vector(self.backend.space, moved).norm()
+
+
+def _stable_seed(*key: object) -> int:
+    """A seed that depends on the key alone: not on the process, the platform or the version of Python."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

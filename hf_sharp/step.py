@@ -1,0 +1,265 @@
+"""One sharpness-aware training step, whatever loop it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from hf_sharp.backends import choose
+from hf_sharp.clock import Clock
+from hf_sharp.methods import AbstractMethod
+from hf_sharp.methods.checks import one_of
+from hf_sharp.oracle import Backward, MicroBatch, Oracle, Run
+from hf_sharp.parameters import Perturb
+from hf_sharp.parsing import parse_method
+from hf_sharp.replay import InputMemory, Streams
+from hf_sharp.telemetry import Telemetry
+from hf_sharp.vector import Parts, Scalar, Vector
+
+PERTURB_OVER = ("batch", "micro_batch", "device")
+
+
+@dataclass
+class _Window:
+    """The micro-batches of one optimizer step so far."""
+
+    oracle: Oracle
+    method: AbstractMethod
+    losses: list[Tensor]
+    carried: Parts
+
+
+class SharpStep:
+    """Forward, backward and the method, for the micro-batches of one optimizer step after the other.
+
+    It leaves the method's direction where the plain step leaves the gradient; clipping, ``optimizer.step()``, the scheduler
+    and ``zero_grad()`` stay the loop's. Call it in place of forward and backward::
+
+        sharp = SharpStep(model, optimizer, SAM(rho=0.05))
+        for batch in loader:
+            loss = sharp(lambda batch: loss_function(model(batch["x"]), batch["y"]), batch)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    Args:
+        model: the module to train, as the loop calls it.
+        optimizer: the loop's; only its learning rate is read.
+        method: a method, its name, a dict or a YAML fragment, see `hf_sharp.parse_method`.
+        accelerator: the loop's, for its ``backward`` and its loss scale.
+        scaler: the loop's GradScaler, in a loop without Accelerate.
+        steps: the optimizer steps of the whole training; needed by schedules over training and by `During`.
+        seed: of the methods' noise.
+        perturb_over: which samples share one perturbation. ``"batch"``: all micro-batches of the step. ``"micro_batch"`` and
+            ``"device"``: each micro-batch has its own; on one process the two are the same.
+        perturb: which parameters are perturbed, see `hf_sharp.parameters.describe`.
+
+    Raises:
+        ValueError: an argument breaks its rule; the message names the rule, the value and the fix.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        method: AbstractMethod | str | Mapping[str, Any],
+        *,
+        accelerator: Accelerator | None = None,
+        scaler: GradScaler | None = None,
+        steps: int | None = None,
+        seed: int = 0,
+        perturb_over: str = "batch",
+        perturb: Perturb = None,
+    ) -> None:
+        one_of(PERTURB_OVER, "perturb_over", perturb_over)
+        self.method = parse_method(method)
+        self.method.check(steps)
+        self.step, self.steps, self.seed = 0, steps, seed
+        self.telemetry = Telemetry()
+        self.memory: dict[str, Vector] = {}
+        self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
+        self._scaler = accelerator.scaler if accelerator is not None else scaler
+        self._whole = perturb_over == "batch"
+        self._backend = choose(model, accelerator, perturb)
+        self._old: list[Tensor] = []
+        self._inputs = InputMemory()
+        self._window: _Window | None = None
+
+    def __call__(
+        self,
+        loss_of: Callable[[Any], Tensor],
+        batch: Any,
+        *,
+        last: bool | None = None,
+        micro_batches: int | None = None,
+        observe: bool = False,
+    ) -> Tensor:
+        """One micro-batch: run it, and after the last one leave the direction in the gradients.
+
+        Args:
+            loss_of: takes the batch and returns the loss, a tensor without dimensions. It is called once per pass. Without
+                Accelerate it divides by the number of micro-batches itself, as any accumulating loop does.
+            batch: whatever ``loss_of`` takes; tensors, or containers of them.
+            last: whether the optimizer steps after it; by default always, or as ``accelerator.accumulate`` says.
+            micro_batches: how many micro-batches the step has; read only where each has its own perturbation. By default
+                1, or the accelerator's ``gradient_accumulation_steps``.
+            observe: whether `scalars` shall have more to say than the number of passes; costs a few looks at the vectors.
+
+        Returns:
+            What ``loss_of`` returned in the first pass, detached.
+        """
+        accumulation = 1 if self._accelerator is None else self._accelerator.gradient_accumulation_steps
+        if last is None:
+            last = True if self._accelerator is None else self._accelerator.sync_gradients
+        seen: list[Tensor] = []
+
+        def run(inputs: Any, backward: Backward | None) -> Tensor:
+            loss = loss_of(inputs)
+            check_scalar(loss)
+            seen.append(loss.detach())
+            if backward is None:
+                self._backward(loss)
+            else:
+                backward(loss / accumulation)
+            return loss.detach() / accumulation
+
+        self.micro_step(run, batch, last=last, micro_batches=micro_batches or accumulation, observe=observe)
+        return seen[0]
+
+    def micro_step(self, run: Run, batch: Any, *, last: bool, micro_batches: int = 1, observe: bool = False) -> Tensor:
+        """The same for loops that bring their own forward-backward.
+
+        Args:
+            run: forward and backward of one micro-batch, see `hf_sharp.oracle.Run`.
+            batch: what ``run`` takes.
+            last: whether the optimizer steps after it.
+            micro_batches: how many micro-batches the step has.
+            observe: whether to take the scalars that cost a look at the vectors.
+
+        Returns:
+            What ``run`` returned in the first pass.
+        """
+        try:
+            window = self._window = self._window or self._open(1.0 if self._whole else 1.0 / micro_batches, observe)
+            loss = self._first_pass(window, run, batch, last=last)
+            if last or not self._whole:
+                self._finish(window)
+                self._window = None
+                self.step += last
+        except BaseException:
+            self._window = None
+            raise
+        return loss
+
+    def scalars(self) -> dict[str, float]:
+        """The scalars of the latest step, as ``sharpness/...``; reading them waits for the device."""
+        return {f"sharpness/{name}": value for name, value in self.telemetry.scalars().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must outlive a restart: the step, the vectors that the method keeps, the counters."""
+        memory = {name: [None if x is None else x.clone() for x in v.tensors()] for name, v in self.memory.items()}
+        return {"step": self.step, "memory": memory, "counts": {k: int(n) for k, n in self.telemetry.counts.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        like = self._backend.space.like
+        self.step = state["step"]
+        self.telemetry.counts = {k: torch.tensor(n, device=like[0].device) for k, n in state["counts"].items()}
+        self.memory = {
+            name: Vector(self._backend.space, [None if x is None else x.to(w) for x, w in zip(parts, like, strict=True)])
+            for name, parts in state["memory"].items()
+        }
+
+    def _open(self, share: float, observe: bool) -> _Window:
+        self._backend.refresh()
+        space = self._backend.space
+        if [x.shape for x in self._old] != [x.shape for x in space.like]:
+            self._old = [torch.empty_like(x) for x in space.like]
+        self.telemetry.begin(observe)
+        oracle = Oracle(
+            model=self._model,
+            backend=self._backend,
+            seed=self.seed,
+            local=not self._whole,
+            telemetry=self.telemetry,
+            memory=self.memory,
+            clock=Clock(self.step, self._optimizer, self.steps),
+            share=share,
+            loss_scale=self._loss_scale(),
+            old=self._old,
+        )
+        carried = [] if self._whole else self._backend.take_gradient()
+        with torch.no_grad():
+            method = self.method.at(oracle.clock)
+            oracle.begin(method.first(oracle))
+        return _Window(oracle, method, [], carried)
+
+    def _first_pass(self, window: _Window, run: Run, batch: Any, *, last: bool) -> Tensor:
+        """The loop's own pass over one micro-batch, at the place that the method named."""
+        oracle = window.oracle
+        kept = self._inputs.keep(batch)
+        oracle.micro_batches.append(MicroBatch(run, kept, Streams.now(oracle.device)))
+        context = self._backend.evaluation(last=last, local=oracle.local)
+        with torch.no_grad(), oracle.displaced(oracle.first), torch.enable_grad(), context:
+            loss = run(batch, None)
+        self._inputs.learn(kept)
+        window.losses.append(loss.detach())
+        return loss
+
+    @torch.no_grad()
+    def _finish(self, window: _Window) -> None:
+        """Ask the method, and leave its answer in the gradients."""
+        oracle = window.oracle
+        oracle.complete(window.losses)
+        direction = window.method.direction(oracle) * oracle.share * oracle.loss_scale
+        parts = [*self._owned(direction, oracle)]
+        if oracle.norms:
+            # One non-finite value anywhere makes the scaler skip the step, as if it had been in the gradient.
+            present = next(part for part in parts if part is not None)
+            present.add_(0.0 * torch.stack(oracle.norms).sum().to(present.dtype))
+        for part, before in zip(parts, window.carried, strict=False):
+            if part is not None and before is not None:
+                part.add_(before)
+        self._backend.put_gradient(parts)
+
+    def _owned(self, direction: Vector, oracle: Oracle) -> Iterator[Tensor | None]:
+        """The direction's parts, in tensors that the optimizer may write into: those of the last gradient."""
+        kept = {id(v.parts) for v in self.memory.values()}
+        like, tensors = self._backend.space.like, direction.tensors()
+        spent = [None] * len(like) if id(oracle.latest) in kept else oracle.latest
+        for part, into, w, seen in zip(tensors, spent, like, oracle.present, strict=True):
+            if not seen:
+                yield None
+            elif part is None:
+                yield torch.zeros_like(w)
+            elif part is into:
+                yield part
+            else:
+                yield (torch.empty_like(w) if into is None else into).copy_(part)
+
+    def _loss_scale(self) -> Scalar:
+        """The factor on the gradients, read without waiting for the device."""
+        if self._scaler is None or not self._scaler.is_enabled():
+            return 1.0
+        return self._scaler.scale(torch.ones((), device=self._backend.space.like[0].device))
+
+    def _backward(self, loss: Tensor) -> None:
+        if self._accelerator is not None:
+            self._accelerator.backward(loss)
+        elif self._scaler is not None:
+            self._scaler.scale(loss).backward()
+        else:
+            loss.backward()
+
+
+def check_scalar(loss: object) -> None:
+    """Raises ValueError unless a loss is a tensor with one number."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise ValueError(f"The loss must be one number, got {got}. Reduce it, e.g. with loss.mean().")
