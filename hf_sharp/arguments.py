@@ -67,13 +67,21 @@ class SharpnessArguments:
         return {
             "method": self.method(),
             "perturb_over": self.perturb_over,
-            "perturb": _read("perturb", self.perturb),
+            "perturb": self._perturb(),
         }
+
+    def _perturb(self) -> Any:
+        """A pattern as it is; lists and mappings, which YAML opens with a bracket, read."""
+        is_text = isinstance(self.perturb, str) and not self.perturb.lstrip().startswith(("[", "{"))
+        return self.perturb if is_text else _read("perturb", self.perturb)
 
     def _file(self) -> Mapping[str, Any]:
         path = Path(self.sharpness)
         if not path.is_file():
-            raise ValueError(f"sharpness must be a method's name or an existing YAML file, got {self.sharpness!r}.")
+            raise ValueError(
+                f"sharpness must be a method's name or an existing YAML file, got {self.sharpness!r}. "
+                "Write e.g. --sharpness asam."
+            )
         described = yaml.safe_load(path.read_text())
         if not isinstance(described, Mapping):
             raise ValueError(

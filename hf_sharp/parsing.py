@@ -50,8 +50,9 @@ def _looked_up(what: str, table: Mapping[str, type], name: object) -> Any:
     found = {k.replace("_", ""): v for k, v in table.items()}
     if key in found:
         return found[key]
-    near = get_close_matches(str(name).lower(), table, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = get_close_matches(str(name).lower(), table, n=5)
+    swapped = [k for k in near if sorted(k) == sorted(str(name).lower())]  # two letters changed places
+    hint = f" Did you mean {(swapped + near)[0]!r}?" if near else ""
     raise ValueError(f"Unknown {what} {name!r}.{hint} Choose from {', '.join(sorted(table))}.")
 
 

@@ -219,13 +219,12 @@ class SharpStep:
         oracle.complete(window.losses)
         direction = window.method.direction(oracle) * oracle.share * oracle.loss_scale
         parts = [*self._owned(direction, oracle)]
-        if oracle.norms:
-            # One non-finite value anywhere makes the scaler skip the step, as if it had been in the gradient.
-            present = next(part for part in parts if part is not None)
-            present.add_(0.0 * torch.stack(oracle.norms).sum().to(present.dtype))
-        for part, before in zip(parts, window.carried, strict=False):
-            if part is not None and before is not None:
-                part.add_(before)
+        present = [part for part in parts if part is not None]
+        if oracle.norms and present:
+            # One non-finite value in any pass makes the scaler skip the step, as if it had been in the gradient.
+            present[0].add_(0.0 * torch.stack(oracle.norms).sum().to(present[0].dtype))
+        if window.carried:
+            parts = [_added(part, before) for part, before in zip(parts, window.carried, strict=True)]
         self._backend.put_gradient(parts)
 
     def _owned(self, direction: Vector, oracle: Oracle) -> Iterator[Tensor | None]:
@@ -256,6 +255,11 @@ class SharpStep:
             self._scaler.scale(loss).backward()
         else:
             loss.backward()
+
+
+def _added(part: Tensor | None, before: Tensor | None) -> Tensor | None:
+    """The sum in the first one's storage; None counts as zero."""
+    return before if part is None else part if before is None else part.add_(before)
 
 
 def check_scalar(loss: object) -> None:

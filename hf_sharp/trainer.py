@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
 
+from hf_sharp.backends import choose
 from hf_sharp.checkpoints import last_complete, state_file
 from hf_sharp.limits import check_training
 from hf_sharp.methods import SAM, AbstractMethod
+from hf_sharp.methods.checks import one_of
 from hf_sharp.oracle import Backward
 from hf_sharp.parameters import Perturb
 from hf_sharp.parsing import parse_method
-from hf_sharp.step import SharpStep, check_scalar
+from hf_sharp.step import PERTURB_OVER, SharpStep, check_scalar
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -53,24 +55,18 @@ class SharpnessAwareMixin(_Base):
         **kwargs: Any,
     ) -> None:
         self.method = parse_method(method)
+        one_of(PERTURB_OVER, "perturb_over", perturb_over)
         self._perturb_over, self._perturb = perturb_over, perturb
         self._sharp: SharpStep | None = None
         self._resumed_from: str | None = None
         super().__init__(*args, **kwargs)
         check_training(self.method, self.args, self.optimizer, self.optimizer_cls_and_kwargs)
-        SharpStep(
-            self.model,
-            torch.optim.SGD([torch.zeros(1)]),
-            self.method,
-            accelerator=self.accelerator,
-            steps=1,
-            perturb_over=perturb_over,
-            perturb=perturb,
-        )
+        assert self.model is not None
+        choose(self.model, self.accelerator, perturb)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """The Trainer's, with half-written checkpoints passed over where ``resume_from_checkpoint`` is True."""
-        if resume_from_checkpoint is True:
+        if resume_from_checkpoint is True and self.args.output_dir is not None:
             folder, passed_over = last_complete(self.args.output_dir)
             if folder is not None:
                 resume_from_checkpoint = str(folder)
@@ -106,6 +102,7 @@ class SharpnessAwareMixin(_Base):
 
     def _sharp_step(self, model: nn.Module) -> SharpStep:
         if self._sharp is None:
+            assert self.optimizer is not None
             self._sharp = SharpStep(
                 model,
                 self.optimizer,

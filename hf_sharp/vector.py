@@ -101,6 +101,9 @@ class Vector:
     """
 
     __slots__ = ("_norm", "parts", "scale", "space")
+    space: Space
+    parts: Parts
+    scale: Scalar
 
     def __init__(self, space: Space, parts: Parts, scale: Scalar = 1.0) -> None:
         if isinstance(scale, float) and scale == 0.0:
@@ -183,14 +186,14 @@ class Vector:
         if not self._norm:
             local = [torch.linalg.vector_norm(_wide(x)) for x in self.parts if x is not None]
             self._norm.append(self.space.add_up(local, square=True).sqrt())
-        return self._norm[0] * abs(self.scale)
+        return self._norm[0] * magnitude(self.scale)
 
     def peak(self) -> Tensor:
         """The largest absolute entry over all ranks, a tensor without dimensions."""
         device, dtype = self.space.scalars()
         local = [x.abs().amax().to(device, dtype) for x in self.parts if x is not None and x.numel()]
         largest = torch.stack(local).amax() if local else torch.zeros((), dtype=dtype, device=device)
-        return self.space.total(largest, "max") * abs(self.scale)
+        return self.space.total(largest, "max") * magnitude(self.scale)
 
 
 def number(x: Scalar | int) -> Scalar:
@@ -198,6 +201,11 @@ def number(x: Scalar | int) -> Scalar:
     if isinstance(x, Tensor):
         return x.item() if x.device.type == "cpu" else x
     return float(x)
+
+
+def magnitude(x: Scalar) -> Scalar:
+    """The absolute value of a number."""
+    return x.abs() if isinstance(x, Tensor) else abs(x)
 
 
 def times(x: Tensor, scale: Scalar) -> Tensor:

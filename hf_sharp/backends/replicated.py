@@ -23,14 +23,16 @@ class Replicated(AbstractBackend):
     def __init__(self, model: nn.Module, perturb: Perturb = None) -> None:
         self._model, self._perturb = model, perturb
         self._parameters: list[nn.Parameter] = []
-        self.refresh()
+        self._look()
 
     def refresh(self) -> None:
-        trainable = [p for p in self._model.parameters() if p.requires_grad]
-        if not _same(trainable, self._parameters):
-            pieces = describe(self._model, self._perturb)
-            self.space = Space(pieces, [p.detach() for p in trainable], self.total)
-            self._parameters = trainable
+        if not _same([p for p in self._model.parameters() if p.requires_grad], self._parameters):
+            self._look()
+
+    def _look(self) -> None:
+        pieces = describe(self._model, self._perturb)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+        self.space = Space(pieces, self.weights(), self.total)
 
     def weights(self) -> list[Tensor]:
         return [p.detach() for p in self._parameters]

@@ -77,7 +77,7 @@ def unit(v: Vector) -> Vector:
 def ascend(
     g: Vector, rho: Radius, p: float = 2.0, t: Callable[..., Tensor] | None = None, w: Vector | None = None
 ) -> Vector:
-    """The shift ``e`` with ``|T^-1 e|_p <= rho`` along which a loss with gradient g rises most (asam.txt, section 4).
+    """The shift ``e`` with ``|T^-1 e|_p <= rho`` along which a loss rises most (Kwon et al., 2021, section 4).
 
     ``e = rho T sign(g) |T g|^(q-1) / |T g|_q^(q-1)`` with ``1/p + 1/q = 1``. It divides by the largest entry first, since
     powers overflow near p = 1. At p = 1 the whole shift is on the largest entries, which share it.

@@ -15,7 +15,7 @@ class Every(AbstractMethod):
     """``method`` on the steps with ``(step - offset) % k == 0``, ``otherwise`` on the others.
 
     Cost: on average ``1 + (n - 1) / k`` passes for a method of n. GAM on every 10th step does most of what GAM on all steps
-    does (gam.txt, section 5.5); its SAM+GAM curve is ``Every(10, GAM(base=SAM()), otherwise=SAM())``.
+    does (Zhang et al., 2023, section 5.5); its SAM+GAM curve is ``Every(10, GAM(base=SAM()), otherwise=SAM())``.
 
     Args:
         k: the period in optimizer steps, >= 1.
