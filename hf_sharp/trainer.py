@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
 from transformers.trainer_utils import IntervalStrategy, TrainOutput
@@ -84,6 +85,8 @@ class SharpnessAwareMixin(_Base):
             with _backward_through(self.accelerator, backward):
                 return plain(model, batch, num_items_in_batch)
 
+        if isinstance(self.optimizer, AcceleratedOptimizer):
+            self.optimizer.train()  # schedule-free optimizers swap the weights here: before a shift, not inside it
         sharp = self._sharp_step(model)
         sharp.step = self.state.global_step
         return sharp.micro_step(
