@@ -110,6 +110,7 @@ class SharpStep:
             micro_batches: how many micro-batches the step has; read only where each has its own perturbation. By default
                 1, or the accelerator's ``gradient_accumulation_steps``.
             observe: whether `scalars` shall have more to say than the number of passes; costs a few looks at the vectors.
+                Read at the first micro-batch of a step.
 
         Returns:
             What ``loss_of`` returned in the first pass, detached.
