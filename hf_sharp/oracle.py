@@ -125,7 +125,7 @@ class Oracle(AbstractOracle):
         share: what the loss of each micro-batch was multiplied with for the sum over an accumulation window that is longer
             than this oracle's; 1 where the oracle sees the whole window.
         loss_scale: what gradients are multiplied with against underflow; 1 without a scaler.
-        old: a weight-sized buffer kept across steps; takes the weights while they are shifted.
+        old: buffers kept across steps, made when they are first needed; they take the weights that are shifted.
         first: see `AbstractOracle`.
         micro_batches: those of the step, in order.
         present: per piece whether any pass had a gradient for it.
@@ -142,7 +142,7 @@ class Oracle(AbstractOracle):
     clock: Clock
     share: float
     loss_scale: Scalar
-    old: list[Tensor]
+    old: Parts
     first: Vector | None = None
     micro_batches: list[MicroBatch] = field(default_factory=list)
     present: list[bool] = field(default_factory=list)
@@ -219,18 +219,25 @@ class Oracle(AbstractOracle):
         if shift is None or shift.is_zero:
             yield
             return
-        everything = zip(self.backend.weights(), self.old, shift.parts, strict=True)
-        moved = [(w, old, part) for w, old, part in everything if part is not None]
-        weights, old = [w for w, _, _ in moved], [bits for _, bits, _ in moved]
+        moved = [
+            (i, w, x) for i, (w, x) in enumerate(zip(self.backend.weights(), shift.parts, strict=True)) if x is not None
+        ]
+        weights, old = [w for _, w, _ in moved], [self._kept(i, w) for i, w, _ in moved]
         torch._foreach_copy_(old, weights)
         try:
-            for w, _, part in moved:
+            for _, w, part in moved:
                 add_scaled_(w, part, shift.scale)
             self.backend.publish()
             yield
         finally:
             torch._foreach_copy_(weights, old)
             self.backend.publish()
+
+    def _kept(self, i: int, w: Tensor) -> Tensor:
+        old = self.old[i]
+        if old is None:
+            old = self.old[i] = torch.empty_like(w)
+        return old
 
     def _replay(self, backward: Backward | None) -> list[Tensor]:
         """Forward and backward over all micro-batches, from the buffers and streams of the first pass."""
@@ -265,7 +272,7 @@ class Oracle(AbstractOracle):
     def _applied(self, shift: Vector) -> Tensor:
         """The norm of the shift as the weights' precision let it happen; asked while the weights are shifted."""
         moved: Parts = [
-            None if part is None else w - old
+            None if part is None or old is None else w - old
             for part, w, old in zip(shift.parts, self.backend.weights(), self.old, strict=True)
         ]
         return Vector(self.backend.space, moved).norm()

@@ -87,7 +87,8 @@ class SharpStep:
         self._scaler = accelerator.scaler if accelerator is not None else scaler
         self._whole = perturb_over == "batch"
         self._backend = choose(model, accelerator, perturb)
-        self._old: list[Tensor] = []
+        self._space = self._backend.space
+        self._old: Parts = [None] * len(self._space.pieces)
         self._inputs = InputMemory()
         self._window: _Window | None = None
 
@@ -179,9 +180,10 @@ class SharpStep:
 
     def _open(self, share: float, observe: bool) -> _Window:
         self._backend.refresh()
-        space = self._backend.space
-        if [x.shape for x in self._old] != [x.shape for x in space.like]:
-            self._old = [torch.empty_like(x) for x in space.like]
+        if self._space is not self._backend.space:  # other parameters are trainable now
+            self._space = self._backend.space
+            self._old = [None] * len(self._space.pieces)
+            self.memory.clear()
         self.telemetry.begin(observe)
         oracle = Oracle(
             model=self._model,
