@@ -52,12 +52,14 @@ class ASAM(AbstractMethod):
         flag("scale_biases", self.scale_biases)
 
     def direction(self, f: AbstractOracle) -> Vector:
-        return f(ascend(f().grad, self.rho, self.p, self._t, f.weights)).grad
+        norms = dict(zip(f.weights.space.pieces, f.unit_norms(), strict=True)) if self.scale == "filter" else {}
 
-    def _t(self, piece: Piece, w: Tensor) -> Tensor:
-        """The diagonal of T for one parameter."""
-        if piece.bias and not self.scale_biases:
-            return torch.ones_like(w)
-        if self.scale == "filter" and len(piece.shape) >= 4:
-            return torch.linalg.vector_norm(w, dim=list(range(1, w.ndim)), keepdim=True).expand_as(w) + self.eta
-        return w.abs().add_(self.eta)
+        def t(piece: Piece, w: Tensor) -> Tensor:
+            """The diagonal of T for one parameter."""
+            if piece.bias and not self.scale_biases:
+                return torch.ones_like(w)
+            if self.scale == "filter" and len(piece.shape) >= 4:
+                return norms[piece].expand_as(w) + self.eta
+            return w.abs().add_(self.eta)
+
+        return f(ascend(f().grad, self.rho, self.p, t, f.weights)).grad
