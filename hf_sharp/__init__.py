@@ -24,7 +24,7 @@ from hf_sharp.methods import (
     Linear,
     WarmUp,
 )
-from hf_sharp.parsing import parse_method
+from hf_sharp.parsing import method_to_dict, parse_method
 from hf_sharp.step import SharpStep
 from hf_sharp.trainer import SharpnessAwareMixin, SharpnessAwareSeq2SeqTrainer, SharpnessAwareTrainer
 
@@ -56,5 +56,6 @@ __all__ = [
     "SharpnessAwareSeq2SeqTrainer",
     "SharpnessAwareTrainer",
     "WarmUp",
+    "method_to_dict",
     "parse_method",
 ]

@@ -40,6 +40,28 @@ def parse_method(given: AbstractMethod | str | Mapping[str, Any]) -> AbstractMet
     return _built(kind, {key: value for key, value in read.items() if key != "name"})
 
 
+def method_to_dict(method: AbstractMethod) -> dict[str, Any]:
+    """The mapping that `parse_method` reads back as the same method; its values are plain, for JSON and YAML.
+
+    >>> method_to_dict(parse_method("{name: every, k: 2, method: sam}"))["method"]
+    {'name': 'sam', 'rho': 0.05, 'p': 2.0}
+    """
+    return _described(method)
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, AbstractMethod):
+        return {"name": _name_of(METHODS, value)} | {k: _described(v) for k, v in vars(value).items()}
+    if isinstance(value, AbstractSchedule):
+        return {"schedule": _name_of(SCHEDULES, value)} | {k: _described(v) for k, v in vars(value).items()}
+    return value
+
+
+def _name_of(table: Mapping[str, type], value: object) -> str:
+    """The registered name, or the class's own for a user's class."""
+    return next((name for name, kind in table.items() if type(value) is kind), type(value).__name__)
+
+
 def _parse_schedule(given: Mapping[str, Any]) -> AbstractSchedule:
     kind = _looked_up("schedule", SCHEDULES, given["schedule"])
     return _built(kind, {key: value for key, value in given.items() if key != "schedule"})

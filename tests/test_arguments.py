@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from hf_sharp import (
     Every,
     SharpnessArguments,
     WarmUp,
+    method_to_dict,
     parse_method,
 )
 
@@ -72,6 +74,12 @@ def test_methods_and_schedules_inside_a_method() -> None:
     given = {"name": "every", "k": 3, "method": {"name": "gam", "base": "sam"}, "otherwise": {"name": "sam", "rho": rho}}
     expected = Every(3, GAM(base=SAM()), otherwise=SAM(rho=WarmUp(Cosine(0.1, 0.2), 5)))
     assert parse_method(given) == expected
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_and_its_description(name: str) -> None:
+    method = SharpnessArguments(str(CONFIGS / f"{name}.yaml")).method()
+    assert parse_method(json.loads(json.dumps(method_to_dict(method)))) == method
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
