@@ -178,10 +178,11 @@ class Oracle(AbstractOracle):
 
     def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
+        tensors = v.tensors()  # true sizes: a loss scale left in them would overflow in the second backward
 
         def twice(loss: Tensor) -> None:
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-            pairs = [(g, x) for g, x in zip(gradient, v.parts, strict=True) if g is not None and x is not None]
+            pairs = [(g, x) for g, x in zip(gradient, tensors, strict=True) if g is not None and x is not None]
             products = [(g * x).sum() for g, x in pairs if g.requires_grad]
             if products:
                 torch.stack(products).sum().backward()
@@ -190,7 +191,7 @@ class Oracle(AbstractOracle):
         with self.displaced(shift), sdpa_kernel(SDPBackend.MATH):
             self._replay(twice)
             self.telemetry.passes += 1
-            return Vector(self.backend.space, self.backend.take_gradient(), v.scale) / self.share
+            return Vector(self.backend.space, self.backend.take_gradient()) / self.share
 
     @property
     def weights(self) -> Vector:

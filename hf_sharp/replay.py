@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_CONTAINERS = (Tensor, Mapping, list, tuple)
+
 
 @dataclass(frozen=True)
 class Streams:
@@ -45,16 +47,24 @@ class Buffers:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-        self._bits = [buffer.clone() for _, _, buffer in self._buffers]
+        self._held = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+        self._buffers = [b for _, held in self._held for b in held.values() if b is not None]
+        self._bits = [_distinct(buffer).clone() for buffer in self._buffers]
 
     @torch.no_grad()
     def put_back(self) -> None:
         """Write the bits back into the tensors that held them, and those tensors back into their modules."""
-        for (module, name, buffer), bits in zip(self._buffers, self._bits, strict=True):
-            buffer.copy_(bits)
-            if module._buffers[name] is not buffer:
-                module._buffers[name] = buffer
+        for live, held in self._held:
+            if live.keys() != held.keys() or any(live[name] is not buffer for name, buffer in held.items()):
+                live.clear()
+                live.update(held)
+        for buffer, bits in zip(self._buffers, self._bits, strict=True):
+            _distinct(buffer).copy_(bits)
+
+
+def _distinct(x: Tensor) -> Tensor:
+    """A view with each element of x in it once; an expanded tensor has elements that share their memory."""
+    return x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())] if x.ndim else x
 
 
 class KeptInputs:
@@ -70,7 +80,7 @@ class KeptInputs:
         self._kept = _rebuilt("inputs", inputs, self._keep)
 
     def _keep(self, path: str, x: Tensor) -> Tensor:
-        self._given[path] = (x, x._version)
+        self._given[path] = (x, _version(x))
         return x.clone() if self._cloned is None or path in self._cloned else x
 
     def fresh(self) -> Any:
@@ -80,7 +90,7 @@ class KeptInputs:
 
     def moved(self) -> set[str]:
         """The paths of the tensors that were written into since they were kept."""
-        return {path for path, (x, version) in self._given.items() if x._version != version}
+        return {path for path, (x, version) in self._given.items() if _version(x) != version}
 
 
 class InputMemory:
@@ -107,6 +117,11 @@ class InputMemory:
             )
 
 
+def _version(x: Tensor) -> int:
+    """How often a tensor was written into; tensors made in inference mode cannot be."""
+    return 0 if x.is_inference() else x._version
+
+
 def _rebuilt(path: str, x: Any, function: Callable[[str, Tensor], Tensor]) -> Any:
     """``x`` with new containers and ``function(path, tensor)`` in place of its tensors; anything else as it is."""
     if isinstance(x, Tensor):
@@ -114,10 +129,10 @@ def _rebuilt(path: str, x: Any, function: Callable[[str, Tensor], Tensor]) -> An
     if isinstance(x, Mapping):
         out: Any = copy.copy(x)
         for key, value in x.items():
-            if isinstance(value, Tensor | Mapping | list | tuple):
+            if isinstance(value, _CONTAINERS):
                 out[key] = _rebuilt(f"{path}[{key!r}]", value, function)
         return out
-    if isinstance(x, list | tuple):
+    if isinstance(x, list) or (isinstance(x, tuple) and any(isinstance(value, _CONTAINERS) for value in x)):
         values = [_rebuilt(f"{path}[{i}]", value, function) for i, value in enumerate(x)]
         kind: Any = type(x)
         return kind._make(values) if isinstance(x, tuple) and kind is not tuple else kind(values)

@@ -232,18 +232,16 @@ class SharpStep:
 
     def _owned(self, direction: Vector, oracle: Oracle) -> Iterator[Tensor | None]:
         """The direction's parts, in tensors that the optimizer may write into: those of the last gradient."""
-        kept = {id(v.parts) for v in self.memory.values()}
-        like, tensors = self._backend.space.like, direction.tensors()
-        spent = [None] * len(like) if id(oracle.latest) in kept else oracle.latest
-        for part, into, w, seen in zip(tensors, spent, like, oracle.present, strict=True):
+        remembered = {id(part) for v in self.memory.values() for part in v.parts}
+        tensors = direction.tensors()
+        for part, spent, w, seen in zip(tensors, oracle.latest, self._space.like, oracle.present, strict=True):
+            into = torch.empty_like(w) if spent is None or id(spent) in remembered else spent
             if not seen:
                 yield None
             elif part is None:
-                yield torch.zeros_like(w)
-            elif part is into:
-                yield part
+                yield into.zero_()
             else:
-                yield (torch.empty_like(w) if into is None else into).copy_(part)
+                yield part if part is into else into.copy_(part)
 
     def _loss_scale(self) -> Scalar:
         """The factor on the gradients, read without waiting for the device."""

@@ -87,6 +87,14 @@ class _Held(list):
         self._space.recycle(self._buffer)
 
 
+class _Borrowed(list):
+    """Some parts of other parts, which must not go back to the space before these are gone."""
+
+    def __init__(self, parts: Parts, of: Parts) -> None:
+        super().__init__(parts)
+        self._of = of
+
+
 class Vector:
     """A number times this rank's pieces of a vector in weight space; immutable.
 
@@ -117,7 +125,10 @@ class Vector:
         return all(part is None for part in self.parts)
 
     def tensors(self) -> Parts:
-        """The parts times the factor; the parts themselves where the factor is 1."""
+        """The parts times the factor; the parts themselves where the factor is 1.
+
+        Hold the list while you use its tensors: without it the space may use them for something else.
+        """
         if isinstance(self.scale, float) and self.scale == 1.0:
             return self.parts
         return (self.map(lambda piece, x: x)).parts
@@ -137,7 +148,7 @@ class Vector:
         if self.space.is_perturbed_as_one():
             return self
         kept = [x if piece.factor else None for piece, x in zip(self.space.pieces, self.parts, strict=True)]
-        return Vector(self.space, kept, self.scale)
+        return Vector(self.space, _Borrowed(kept, self.parts), self.scale)
 
     def __mul__(self, factor: Scalar | int) -> Vector:
         scale = self.scale * (float(factor) if isinstance(factor, int) else number(factor))
