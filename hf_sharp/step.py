@@ -165,17 +165,20 @@ class SharpStep:
 
     def state_dict(self) -> dict[str, Any]:
         """What must outlive a restart: the step, the vectors that the method keeps, the counters."""
-        memory = {name: [None if x is None else x.clone() for x in v.tensors()] for name, v in self.memory.items()}
-        return {"step": self.step, "memory": memory, "counts": {k: int(n) for k, n in self.telemetry.counts.items()}}
+        return {
+            "step": self.step,
+            "memory": {name: (v.scale, [x if x is None else x.clone() for x in v.parts]) for name, v in self.memory.items()},
+            "counts": {name: int(count) for name, count in self.telemetry.counts.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
-        like = self._backend.space.like
+        like = self._space.like
         self.step = state["step"]
-        self.telemetry.counts = {k: torch.tensor(n, device=like[0].device) for k, n in state["counts"].items()}
+        self.telemetry.counts = {name: torch.tensor(n, device=like[0].device) for name, n in state["counts"].items()}
         self.memory = {
-            name: Vector(self._backend.space, [None if x is None else x.to(w) for x, w in zip(parts, like, strict=True)])
-            for name, parts in state["memory"].items()
+            name: Vector(self._space, [x if x is None else x.to(w) for x, w in zip(parts, like, strict=True)], scale)
+            for name, (scale, parts) in state["memory"].items()
         }
 
     def _open(self, share: float, observe: bool) -> _Window:

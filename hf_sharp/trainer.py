@@ -132,14 +132,16 @@ class SharpnessAwareMixin(_Base):
         return step == 1 and args.logging_first_step
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        self._sharp = None  # also where auto_find_batch_size starts over
+        self._sharp = self._resumed_from = None  # also where auto_find_batch_size starts over
         return super()._inner_training_loop(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        file = state_file(output_dir, self.args.process_index)
+        file.unlink(missing_ok=True)  # of a run that was killed here
         state = {} if self._sharp is None else self._sharp.state_dict()
         if state.get("memory") or state.get("counts"):
-            torch.save(state, state_file(output_dir, self.args.process_index))
+            torch.save(state, file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
