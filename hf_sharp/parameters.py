@@ -26,7 +26,8 @@ def describe(model: nn.Module, perturb: Perturb = None) -> tuple[Piece, ...]:
         model: the module to look at, wrapped or not.
         perturb: which parameters a shift may move. None: all. Name patterns (shell style: ``*``, ``?``, ``[...]``, matched
             against the whole dotted name): those. A mapping from pattern to factor: those, with their radius multiplied by
-            the factor (>= 0); the first pattern that matches counts.
+            the factor (>= 0); the first pattern that matches counts. A factor multiplies whatever shift a method makes, but
+            not the differences that `GAM` takes for its Hessian products.
 
     Raises:
         ValueError: nothing is trainable, a pattern matches no trainable parameter, a factor is not a number >= 0, or no

@@ -57,7 +57,8 @@ class SharpStep:
         steps: the optimizer steps of the whole training; needed by schedules over training and by `During`.
         seed: of the methods' noise.
         perturb_over: which samples share one perturbation. ``"batch"``: all micro-batches of the step. ``"micro_batch"`` and
-            ``"device"``: each micro-batch has its own; on one process the two are the same.
+            ``"device"``: each micro-batch has its own; on one process the two are the same. The method then sees each
+            micro-batch's loss times the number of micro-batches: its own mean, where the loss is a mean over samples.
         perturb: which parameters are perturbed, see `hf_sharp.parameters.describe`.
 
     Raises:

@@ -24,8 +24,9 @@ class CRSAM(AbstractMethod):
         d = g+ + alpha d2 / D2 + beta d1 / D1           log=True, the paper's eq. 7
             D2 = L+ + L- - 2 L,  D1 = L+ - L-
 
-    alpha and beta of the two forms are not interchangeable. The guard of the log form: a term whose D is not above the
-    rounding error of the losses is left out in this step, since the logarithm of D has no gradient there;
+    alpha and beta of the two forms are not interchangeable. The guard of the log form: a term whose D is not above an
+    estimate of the losses' rounding error, ``eps (|L+| + |L-| + 2 |L|)`` with the eps of their dtype, is left out in this
+    step, since the logarithm of D has no gradient there;
     ``sharpness/crsam_d2_guard`` and ``sharpness/crsam_d1_guard`` in the logs count how often.
 
     Cost: 3 passes; memory for two gradients and the old weights. The two shifted passes run one after the other: the paper

@@ -18,7 +18,7 @@ class Decayed(AbstractMethod):
 
     In PyTorch the optimizer decays the weights, outside the perturbation. Google's JAX code for SAM has the decay in the
     loss instead: it steers the ascent, counts in its norm, and its gradient is taken at the shifted weights. This wrapper
-    does the same, on all trainable parameters.
+    does the same, on all parameters that have a gradient.
 
     The optimizer must not decay once more: leave its ``weight_decay`` at 0. The first pass stays the Trainer's own, so the
     logged loss does not contain the penalty.
@@ -51,7 +51,8 @@ class _DecayedOracle(AbstractOracle):
 
     def __call__(self, shift: Vector | None = None) -> Point:
         point = self._f(shift)
-        w = self.weights if shift is None else self.weights + shift
+        w = self.weights.map(lambda piece, x, g: x, point.grad)
+        w = w if shift is None else w + shift
         penalty = (self._decay / 2 * w.dot(w)).to(point.loss.dtype)
         return Point(point.loss + penalty, point.grad + self._decay * w)
 

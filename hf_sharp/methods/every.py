@@ -20,7 +20,7 @@ class Every(AbstractMethod):
     Args:
         k: the period in optimizer steps, >= 1.
         method: what runs on every k-th step.
-        offset: the first such step, counted from 0.
+        offset: which of each k steps it is, counted from 0.
         otherwise: what runs on the others; None: the plain gradient.
     """
 

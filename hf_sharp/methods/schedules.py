@@ -94,7 +94,7 @@ class InverseSqrt(AbstractSchedule):
 
 @dataclass(frozen=True)
 class FollowLR(AbstractSchedule):
-    """``low + (high - low) * (lr - lr_min) / (lr_max - lr_min)``, never below ``low`` (GSAM, section 4).
+    """``low + (high - low) * (lr - lr_min) / (lr_max - lr_min)``, and ``low`` where lr is below lr_min (GSAM, section 4).
 
     Args:
         high: the value at the peak learning rate; the constant value where ``lr_max == lr_min``.

@@ -21,13 +21,14 @@ def test_equals_the_twin(kind: type[Small], log: bool) -> None:
 
 
 def test_passes_run_at_both_ends() -> None:
-    """The three forwards run at w, w + e and w - e."""
+    """The three forwards run at w, w + e and w - e, in this order."""
 
     def twin(f: Problem, w: Tensor, shifts: list[Tensor], step: int) -> Tensor:
         here, above, below = shifts
         assert not here.any()
         torch.testing.assert_close(above, -below)
         assert float(above.norm()) == pytest.approx(0.3)
+        assert float(above.dot(f.gradient(w)[1])) > 0
         return crsam(f, w, 0.3, 0.4, 0.1)
 
     assert compare(Perceptron, CRSAM(rho=0.3, alpha=0.4, beta=0.1), twin) < 1e-10
@@ -74,6 +75,24 @@ def test_guard_acts_and_is_counted(name: str, rho: float, second: int, first: in
     again = SharpStep(model, optimizer, CRSAM(rho=rho, alpha=0.4, beta=0.1, log=True))
     again.load_state_dict(sharp.state_dict())
     assert {key: value for key, value in again.scalars().items() if "guard" in key} == counted
+
+
+def test_guard_knows_rounding() -> None:
+    """A plane has no curvature: where rounding makes its second difference positive the guard acts all the same."""
+    model, rounding, steps = Curve("plane"), [], 20
+    optimizer = SGD(model.parameters(), lr=1e-3)
+    sharp = SharpStep(model, optimizer, CRSAM(rho=0.1, alpha=0.4, beta=0.1, log=True))
+
+    def twin(f: Problem, w: Tensor, shifts: list[Tensor], step: int) -> Tensor:
+        here, above, below = (f.gradient(w + shift)[0] for shift in shifts)
+        rounding.append(float(above + below - 2 * here))
+        return crsam(f, w, 0.1, 0.4, 0.1, log=True)
+
+    generator = torch.Generator().manual_seed(0)
+    batches = [{"x": 0.1 * torch.randn(2, generator=generator, dtype=torch.float64)} for _ in range(steps)]
+    assert max(follow(sharp, model, optimizer, batches, twin)) < 1e-10
+    assert any(second > 0 for second in rounding)
+    assert sharp.scalars()["sharpness/crsam_d2_guard"] == steps
 
 
 def test_released_form_needs_no_guard() -> None:

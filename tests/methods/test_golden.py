@@ -25,7 +25,7 @@ from hf_sharp import (
     SharpnessAwareTrainer,
     SharpStep,
 )
-from hf_sharp.methods import ascend, without
+from hf_sharp.methods import ascend, unit, without
 from hf_sharp.oracle import AbstractOracle, Oracle
 from hf_sharp.vector import Vector
 from tests.problems import Gradients, Watch, arguments
@@ -207,7 +207,8 @@ def test_memory_is_saved() -> None:
     step(sharp)
     optimizer.step()
     state: dict[str, Any] = sharp.state_dict()
-    assert [float(x) for x in state["memory"]["g_v"]] == pytest.approx([0.2391574978, -0.1779383644], rel=1e-9)
+    scale, parts = state["memory"]["g_v"]
+    assert [scale * float(x) for x in parts] == pytest.approx([0.2391574978, -0.1779383644], rel=1e-9)
     again = SharpStep(model, optimizer, method)
     again.load_state_dict(state)
     assert step(again) == pytest.approx([1.3966940997, 0.7086184304], rel=1e-9)
@@ -215,3 +216,27 @@ def test_memory_is_saved() -> None:
     forgetful.step = 1
     with pytest.raises(KeyError, match="g_v"):
         step(forgetful)
+
+
+@dataclass(frozen=True)
+class Keeper(AbstractMethod):
+    """A method that remembers something about the very gradient that it hands to the optimizer."""
+
+    what: Callable[[Vector], Vector]
+
+    def direction(self, f: AbstractOracle) -> Vector:
+        g = f().grad
+        f.memory["kept"] = self.what(g)
+        return g
+
+
+@pytest.mark.parametrize("perturb", [None, "weight"])
+@pytest.mark.parametrize("what", [lambda g: g, lambda g: 2.0 * g, unit, lambda g: g + g], ids=["g", "2g", "unit", "g+g"])
+def test_memory_is_the_methods_own(what: Callable[[Vector], Vector], perturb: str | None) -> None:
+    """What the loop does to the gradients afterwards, such as clipping, does not reach the memory."""
+    model = Bowl()
+    sharp = SharpStep(model, SGD(model.parameters(), lr=0.05), Keeper(what), perturb=perturb)
+    sharp(lambda x: model(x)["loss"], torch.zeros(1))
+    kept = sharp.state_dict()["memory"]["kept"]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+    assert sharp.state_dict()["memory"]["kept"] == kept
