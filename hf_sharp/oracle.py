@@ -170,7 +170,7 @@ class Oracle(AbstractOracle):
         if shift is self.first and self._own is not None:
             return self._own
         with self.displaced(shift):
-            point = self._point(self._replay(None))
+            point = self._point(self._replay(None, local=self.local))
             self.telemetry.passes += 1
             if self.telemetry.observe and shift is not None and self._own is not None:
                 self.telemetry.later(point.loss, point.grad, self._own.grad, shift, self._applied(shift))
@@ -188,10 +188,12 @@ class Oracle(AbstractOracle):
                 torch.stack(products).sum().backward()
 
         # The fused attention kernels have no second derivative.
+        # Each rank by itself, since the backward that makes the gradient would start a reduction that never ends.
         with self.displaced(shift), sdpa_kernel(SDPBackend.MATH):
-            self._replay(twice)
+            self._replay(twice, local=True)
             self.telemetry.passes += 1
-            return Vector(self.backend.space, self.backend.take_gradient()) / self.share
+            parts = self.backend.take_gradient()
+            return Vector(self.backend.space, parts if self.local else self.backend.average(parts)) / self.share
 
     @property
     def weights(self) -> Vector:
@@ -199,9 +201,10 @@ class Oracle(AbstractOracle):
 
     def noise(self, draw: int = 0) -> Vector:
         generator = torch.Generator(self.device)
+        source = (self.seed, self.backend.rank) if self.local else (self.seed,)
 
         def normal(piece: Piece, x: Tensor) -> Tensor:
-            generator.manual_seed(_stable_seed(self.seed, self.step, draw, piece.name, piece.shape))
+            generator.manual_seed(_stable_seed(*source, self.step, draw, piece.name, piece.shape))
             full = torch.randn(piece.shape, generator=generator, device=x.device, dtype=x.dtype)
             z = full.reshape(-1)[piece.start : piece.stop].reshape(x.shape)
             return z if piece.factor == 1.0 else z * piece.factor
@@ -240,7 +243,7 @@ class Oracle(AbstractOracle):
             old = self.old[i] = torch.empty_like(w)
         return old
 
-    def _replay(self, backward: Backward | None) -> list[Tensor]:
+    def _replay(self, backward: Backward | None, *, local: bool) -> list[Tensor]:
         """Forward and backward over all micro-batches, from the buffers and streams of the first pass."""
         last = len(self.micro_batches) - 1
         if self._after is None:
@@ -251,7 +254,7 @@ class Oracle(AbstractOracle):
         try:
             for i, micro in enumerate(self.micro_batches):
                 micro.streams.rewind(self.device)
-                with torch.enable_grad(), self.backend.evaluation(last=i == last, local=self.local):
+                with torch.enable_grad(), self.backend.evaluation(last=i == last, local=local):
                     losses.append(micro.run(micro.inputs.fresh(), backward))
         except BaseException:
             self.backend.take_gradient()
@@ -268,7 +271,7 @@ class Oracle(AbstractOracle):
         if isinstance(self.loss_scale, Tensor):
             self.norms.append(torch.as_tensor(grad.norm()))
         loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        return Point(self.backend.mean(loss) / self.share, grad)
+        return Point((loss if self.local else self.backend.mean(loss)) / self.share, grad)
 
     def _applied(self, shift: Vector) -> Tensor:
         """The norm of the shift as the weights' precision let it happen; asked while the weights are shifted."""

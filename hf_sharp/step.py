@@ -56,8 +56,9 @@ class SharpStep:
         scaler: the loop's GradScaler, in a loop without Accelerate.
         steps: the optimizer steps of the whole training; needed by schedules over training and by `During`.
         seed: of the methods' noise.
-        perturb_over: which samples share one perturbation. ``"batch"``: all micro-batches of the step. ``"micro_batch"`` and
-            ``"device"``: each micro-batch has its own; on one process the two are the same. The method then sees each
+        perturb_over: which samples share one perturbation. ``"batch"``: all micro-batches of the step, on all ranks.
+            ``"micro_batch"``: the ranks' current micro-batches. ``"device"``: this rank's current micro-batch; the
+            directions are averaged once per optimizer step. In the last two the method sees each
             micro-batch's loss times the number of micro-batches: its own mean, where the loss is a mean over samples.
         perturb: which parameters are perturbed, see `hf_sharp.parameters.describe`.
 
@@ -86,8 +87,8 @@ class SharpStep:
         self.memory: dict[str, Vector] = {}
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
         self._scaler = accelerator.scaler if accelerator is not None else scaler
-        self._whole = perturb_over == "batch"
-        self._backend = choose(model, accelerator, perturb)
+        self._whole, self._local = perturb_over == "batch", perturb_over == "device"
+        self._backend = choose(model, accelerator, perturb, local=self._local)
         self._space = self._backend.space
         self._old: Parts = [None] * len(self._space.pieces)
         self._inputs = InputMemory()
@@ -152,7 +153,7 @@ class SharpStep:
             window = self._window = self._window or self._open(1.0 if self._whole else 1.0 / micro_batches, observe)
             loss = self._first_pass(window, run, batch, last=last)
             if last or not self._whole:
-                self._finish(window)
+                self._finish(window, last=last)
                 self._window = None
                 self.step += last
         except BaseException:
@@ -193,7 +194,7 @@ class SharpStep:
             model=self._model,
             backend=self._backend,
             seed=self.seed,
-            local=not self._whole,
+            local=self._local,
             telemetry=self.telemetry,
             memory=self.memory,
             clock=Clock(self.step, self._optimizer, self.steps),
@@ -212,7 +213,7 @@ class SharpStep:
         oracle = window.oracle
         kept = self._inputs.keep(batch)
         oracle.micro_batches.append(MicroBatch(run, kept, Streams.now(oracle.device)))
-        context = self._backend.evaluation(last=last, local=oracle.local)
+        context = self._backend.evaluation(last=last or not self._whole, local=oracle.local)
         with torch.no_grad(), oracle.displaced(oracle.first), torch.enable_grad(), context:
             loss = run(batch, None)
         self._inputs.learn(kept)
@@ -220,7 +221,7 @@ class SharpStep:
         return loss
 
     @torch.no_grad()
-    def _finish(self, window: _Window) -> None:
+    def _finish(self, window: _Window, *, last: bool) -> None:
         """Ask the method, and leave its answer in the gradients."""
         oracle = window.oracle
         oracle.complete(window.losses)
@@ -232,7 +233,7 @@ class SharpStep:
             present[0].add_(0.0 * torch.stack(oracle.norms).sum().to(present[0].dtype))
         if window.carried:
             parts = [_added(part, before) for part, before in zip(parts, window.carried, strict=True)]
-        self._backend.put_gradient(parts)
+        self._backend.put_gradient(self._backend.average(parts) if self._local and last else parts)
 
     def _owned(self, direction: Vector, oracle: Oracle) -> Iterator[Tensor | None]:
         """The direction's parts, in tensors that the optimizer may write into: those of the last gradient."""

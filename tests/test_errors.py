@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,13 @@ def test_a_loss_with_many_numbers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^The loss must be one number, got shape \(4,\)\. Reduce it, e\.g\. with loss"):
         sharp.train()
     assert all(torch.equal(a, b) for a, b in zip(before, sharp.model.parameters(), strict=True))
+
+
+def test_data_parallel() -> None:
+    model = nn.DataParallel(Net())
+    message = "Each process must hold all weights, got nn.DataParallel. Launch one process, or several under DDP."
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        SharpStep(model, torch.optim.SGD(model.parameters(), 0.1), SAM())
 
 
 def test_sparse_gradients() -> None:

@@ -47,9 +47,18 @@ class AbstractBackend(ABC):
     def total(self, x: Tensor, op: str) -> Tensor:
         """``x`` summed (``"sum"``) or maximised (``"max"``) over the ranks that hold different pieces."""
 
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """Which of the processes that see different samples this is."""
+
     @abstractmethod
     def mean(self, loss: Tensor) -> Tensor:
-        """The loss averaged over the samples that the gradient is averaged over."""
+        """A loss averaged over the ranks' samples."""
+
+    @abstractmethod
+    def average(self, parts: Parts) -> Parts:
+        """Parts that each rank made from its own samples, averaged over the ranks; None where all ranks have None."""
 
     @abstractmethod
     def unit_norms(self, v: Vector) -> list[Tensor]:

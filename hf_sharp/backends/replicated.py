@@ -1,29 +1,41 @@
-"""The backend of models whose weights each process holds whole."""
+"""The backend of models whose weights each process holds whole: one process, or DDP."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from hf_sharp.backends.base import AbstractBackend, check_dense
 from hf_sharp.parameters import Perturb, describe
 from hf_sharp.vector import Parts, Space, Vector
 
+_CHUNK_BYTES = 25 * 2**20
+
 
 class Replicated(AbstractBackend):
-    """One process that holds all weights.
+    """All weights on every rank. Without DDP the communication is left out, and nothing else changes.
 
     Args:
-        model: the module whose trainable parameters are trained.
+        model: the module whose trainable parameters are trained, as the loop calls it.
         perturb: the user's name patterns, see `hf_sharp.parameters.describe`.
     """
 
     def __init__(self, model: nn.Module, perturb: Perturb = None) -> None:
-        self._model, self._perturb = model, perturb
+        self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
+        self._model = model if self._ddp is None else self._ddp.module
+        self._perturb = perturb
         self._parameters: list[nn.Parameter] = []
         self._look()
+
+    @property
+    def has_static_graph(self) -> bool:
+        """Whether DDP was told that the graph never changes."""
+        return self._ddp is not None and self._ddp.static_graph
 
     def refresh(self) -> None:
         if not _same([p for p in self._model.parameters() if p.requires_grad], self._parameters):
@@ -42,7 +54,8 @@ class Replicated(AbstractBackend):
         torch.clear_autocast_cache()
 
     def take_gradient(self) -> Parts:
-        gradient = [p.grad for p in self._parameters]
+        in_bucket = self._ddp is not None and self._ddp.gradient_as_bucket_view  # the next backward writes there
+        gradient = [p.grad.clone() if in_bucket and p.grad is not None else p.grad for p in self._parameters]
         for p in self._parameters:
             p.grad = None
         check_dense(self.space.pieces, gradient)
@@ -55,8 +68,36 @@ class Replicated(AbstractBackend):
     def total(self, x: Tensor, op: str) -> Tensor:
         return x
 
+    @property
+    def rank(self) -> int:
+        return 0 if self._ddp is None else dist.get_rank(self._ddp.process_group)
+
     def mean(self, loss: Tensor) -> Tensor:
-        return loss
+        if self._ddp is None:
+            return loss
+        summed = loss.clone()
+        dist.all_reduce(summed, group=self._ddp.process_group)
+        return summed / dist.get_world_size(self._ddp.process_group)
+
+    def average(self, parts: Parts) -> Parts:
+        if self._ddp is None:
+            return parts
+        group, ranks = self._ddp.process_group, dist.get_world_size(self._ddp.process_group)
+        anywhere = [part is not None for part in parts]
+        if self._ddp.find_unused_parameters:  # elsewhere all ranks have gradients for the same parameters
+            found = torch.tensor(anywhere, dtype=torch.int32, device=self.space.like[0].device)
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
+            anywhere = found.bool().tolist()
+        averaged = [
+            part if part is not None or not here else torch.zeros_like(w)
+            for part, w, here in zip(parts, self.space.like, anywhere, strict=True)
+        ]
+        for chunk in _chunks([x for x in averaged if x is not None]):
+            flat = torch.cat([x.reshape(-1) for x in chunk]).div_(ranks)
+            dist.all_reduce(flat, group=group)
+            for x, mean in zip(chunk, flat.split([x.numel() for x in chunk]), strict=True):
+                x.copy_(mean.view(x.shape))
+        return averaged
 
     def unit_norms(self, v: Vector) -> list[Tensor]:
         norms = []
@@ -66,8 +107,31 @@ class Replicated(AbstractBackend):
             norms.append(torch.linalg.vector_norm(x, dim=axes, keepdim=True) if axes else x.abs())
         return norms
 
-    def evaluation(self, *, last: bool, local: bool) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def evaluation(self, *, last: bool, local: bool) -> Iterator[None]:
+        if self._ddp is None:
+            yield
+            return
+        before, self._ddp.require_backward_grad_sync = self._ddp.require_backward_grad_sync, last and not local
+        if local:
+            self._ddp.require_forward_param_sync = self._ddp.require_forward_param_sync or last
+        try:
+            yield
+        finally:
+            self._ddp.require_backward_grad_sync = before
+
+
+def _chunks(parts: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Runs of tensors of one dtype with at most 25 MB together, or one larger tensor."""
+    run: list[Tensor] = []
+    for x in parts:
+        size = sum(y.numel() * y.element_size() for y in run)
+        if run and (run[0].dtype != x.dtype or size + x.numel() * x.element_size() > _CHUNK_BYTES):
+            yield run
+            run = []
+        run.append(x)
+    if run:
+        yield run
 
 
 def _same(these: list[nn.Parameter], those: list[nn.Parameter]) -> bool:
