@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ class AbstractOracle(ABC):
     @abstractmethod
     def __call__(self, shift: Vector | None = None) -> Point:
         """Loss and gradient at ``w + shift``; at the weights where there is none. All passes of a step see the same
-        samples, dropout masks and buffers. ``f()`` costs nothing, unless the method named another first place.
+        samples, dropout masks and buffers. At the place of the first pass (``f()``, unless the method named another one) the
+        answer is there already, and stays as long as somebody holds its gradient; asked later it costs a pass.
         """
 
     @abstractmethod
@@ -149,6 +151,8 @@ class Oracle(AbstractOracle):
     latest: Parts = field(default_factory=list)
     norms: list[Tensor] = field(default_factory=list)
     _own: Point | None = None
+    _seen: Point | None = None
+    _lent: weakref.ref | None = None
     _before: Buffers = field(init=False)
     _after: tuple[Buffers, Streams] | None = None
 
@@ -163,18 +167,32 @@ class Oracle(AbstractOracle):
 
     def complete(self, losses: list[Tensor]) -> None:
         """End the first pass: take its gradient as the answer at its place."""
-        self._own = self._point(losses)
-        self.telemetry.first(self._own.loss, self._own.grad)
+        own = self._own = self._point(losses)
+        self.telemetry.first(own.loss, own.grad)
+        self._seen = own if self.telemetry.observe else None
 
     def __call__(self, shift: Vector | None = None) -> Point:
-        if shift is self.first and self._own is not None:
-            return self._own
+        own = self._recalled() if shift is self.first else None
+        if own is not None:
+            return own
         with self.displaced(shift):
             point = self._point(self._replay(None, local=self.local))
             self.telemetry.passes += 1
-            if self.telemetry.observe and shift is not None and self._own is not None:
-                self.telemetry.later(point.loss, point.grad, self._own.grad, shift, self._applied(shift))
+            if self._seen is not None and shift is not None:
+                self.telemetry.later(point.loss, point.grad, self._seen.grad, shift, self._applied(shift))
         return point
+
+    def _recalled(self) -> Point | None:
+        """The answer of the first pass. Once it was lent, its gradient is kept alive by whoever uses it: a method that is
+        done with it shall not pay for its memory in the next pass.
+        """
+        if self._own is not None:
+            own, self._own = self._own, None
+            self._lent = weakref.ref(own.grad.parts)
+            self._loss, self._scale = own.loss, own.grad.scale
+            return own
+        parts = None if self._lent is None else self._lent()
+        return None if parts is None else Point(self._loss, Vector(self.backend.space, parts, self._scale))
 
     def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -248,6 +266,7 @@ class Oracle(AbstractOracle):
         last = len(self.micro_batches) - 1
         if self._after is None:
             self._after = Buffers(self.model), Streams.now(self.device)
+        self.latest = [None] * len(self.backend.space.pieces)
         buffers_after, streams_after = self._after
         self._before.put_back()
         losses = []
@@ -265,7 +284,7 @@ class Oracle(AbstractOracle):
         return losses
 
     def _point(self, losses: list[Tensor]) -> Point:
-        parts = self.latest = self.backend.take_gradient()
+        parts = self.latest = _Parts(self.backend.take_gradient())
         self.present = [a or b is not None for a, b in zip(self.present or [False] * len(parts), parts, strict=True)]
         grad = Vector(self.backend.space, parts, 1.0 / self.loss_scale) / self.share
         if isinstance(self.loss_scale, Tensor):
@@ -280,6 +299,10 @@ class Oracle(AbstractOracle):
             for part, w, old in zip(shift.parts, self.backend.weights(), self.old, strict=True)
         ]
         return Vector(self.backend.space, moved).norm()
+
+
+class _Parts(list):
+    """Parts that a weak reference can point at."""
 
 
 def _stable_seed(*key: object) -> int:

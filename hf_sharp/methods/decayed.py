@@ -47,10 +47,13 @@ class _DecayedOracle(AbstractOracle):
 
     def __init__(self, f: AbstractOracle, weight_decay: float) -> None:
         self._f, self._decay = f, weight_decay
+        self._first_point: Point | None = None  # held, so that asking for it again costs no pass
         self.first, self.clock, self.memory = f.first, f.clock, f.memory
 
     def __call__(self, shift: Vector | None = None) -> Point:
         point = self._f(shift)
+        if shift is self.first:
+            self._first_point = point
         w = self.weights.map(lambda piece, x, g: x, point.grad)
         w = w if shift is None else w + shift
         penalty = (self._decay / 2 * w.dot(w)).to(point.loss.dtype)
