@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,7 +44,7 @@ class AbstractOracle(ABC):
     """The problem as a method sees it: ``f()`` and ``f(shift)``, and where training stands.
 
     Attributes:
-        first: the shift of the first pass; None where it ran at the weights.
+        first: the shift of the first pass, until its answer is asked for; None where it ran at the weights.
         clock: the moment of this step.
         memory: vectors that the method keeps between steps; saved with the checkpoint.
     """
@@ -70,9 +70,10 @@ class AbstractOracle(ABC):
         """The weights, to be read."""
 
     @abstractmethod
-    def noise(self, draw: int = 0) -> Vector:
-        """Standard normal noise for every perturbed parameter (times its factor): a pure function of the seed, the step,
-        ``draw`` and the parameter's name and shape, hence the same on every backend and after a resume.
+    def noise(self, draw: int, sizes: Sequence[Tensor]) -> Vector:
+        """Normal noise for every perturbed parameter (times its factor): a pure function of the seed, the step, ``draw`` and
+        the parameter's name and shape, hence the same on every backend and after a resume. ``sizes`` has per piece the
+        standard deviations, shaped to broadcast against it.
         """
 
     @abstractmethod
@@ -164,6 +165,7 @@ class Oracle(AbstractOracle):
     def begin(self, first: Vector | None) -> None:
         """Name the place of the first pass, and remember the buffers that every pass starts from."""
         self.first, self._before = first, Buffers(self.model)
+        self._asked = None if first is None else weakref.ref(first)
 
     def complete(self, losses: list[Tensor]) -> None:
         """End the first pass: take its gradient as the answer at its place."""
@@ -172,22 +174,27 @@ class Oracle(AbstractOracle):
         self._seen = own if self.telemetry.observe else None
 
     def __call__(self, shift: Vector | None = None) -> Point:
-        own = self._recalled() if shift is self.first else None
+        own = self._recalled() if self._is_first(shift) else None
         if own is not None:
             return own
+        seen = None if shift is None else self._seen
         with self.displaced(shift):
             point = self._point(self._replay(None, local=self.local))
-            self.telemetry.passes += 1
-            if self._seen is not None and shift is not None:
-                self.telemetry.later(point.loss, point.grad, self._seen.grad, shift, self._applied(shift))
+            applied = None if seen is None or shift is None else self._applied(shift)
+        self.telemetry.passes += 1
+        if seen is not None and shift is not None and applied is not None:
+            self.telemetry.later(point.loss, point.grad, seen.grad, shift, applied)
         return point
 
+    def _is_first(self, shift: Vector | None) -> bool:
+        return shift is None if self._asked is None else shift is not None and shift is self._asked()
+
     def _recalled(self) -> Point | None:
-        """The answer of the first pass. Once it was lent, its gradient is kept alive by whoever uses it: a method that is
-        done with it shall not pay for its memory in the next pass.
+        """The answer of the first pass. Once it was lent, its gradient and its shift are kept alive by whoever uses them: a
+        method that is done with them shall not pay for their memory in the next pass.
         """
         if self._own is not None:
-            own, self._own = self._own, None
+            own, self._own, self.first = self._own, None, None
             self._lent = weakref.ref(own.grad.parts)
             self._loss, self._scale = own.loss, own.grad.scale
             return own
@@ -196,7 +203,7 @@ class Oracle(AbstractOracle):
 
     def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        tensors = v.tensors()  # true sizes: a loss scale left in them would overflow in the second backward
+        tensors = list(v.tensors())  # true sizes: a loss scale left in them would overflow in the second backward
 
         def twice(loss: Tensor) -> None:
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
@@ -217,17 +224,17 @@ class Oracle(AbstractOracle):
     def weights(self) -> Vector:
         return Vector(self.backend.space, list(self.backend.weights()))
 
-    def noise(self, draw: int = 0) -> Vector:
+    def noise(self, draw: int, sizes: Sequence[Tensor]) -> Vector:
         generator = torch.Generator(self.device)
         source = (self.seed, self.backend.rank) if self.local else (self.seed,)
 
-        def normal(piece: Piece, x: Tensor) -> Tensor:
+        def normal(piece: Piece, x: Tensor, size: Tensor) -> Tensor:
             generator.manual_seed(_stable_seed(*source, self.step, draw, piece.name, piece.shape))
             full = torch.randn(piece.shape, generator=generator, device=x.device, dtype=x.dtype)
-            z = full.reshape(-1)[piece.start : piece.stop].reshape(x.shape)
-            return z if piece.factor == 1.0 else z * piece.factor
+            z = x.copy_(full.reshape(-1)[piece.start : piece.stop].reshape(x.shape)).mul_(size)
+            return z if piece.factor == 1.0 else z.mul_(piece.factor)
 
-        return self.weights.perturbed().map(normal)
+        return self.weights.perturbed().map(normal, sizes)
 
     def unit_norms(self) -> list[Tensor]:
         return self.backend.unit_norms(self.weights)
@@ -241,13 +248,13 @@ class Oracle(AbstractOracle):
         if shift is None or shift.is_zero:
             yield
             return
-        moved = [
-            (i, w, x) for i, (w, x) in enumerate(zip(self.backend.weights(), shift.parts, strict=True)) if x is not None
-        ]
-        weights, old = [w for _, w, _ in moved], [self._kept(i, w) for i, w, _ in moved]
+        moved = [(i, w) for i, (w, here) in enumerate(zip(self.backend.weights(), shift.present, strict=True)) if here]
+        weights, old = [w for _, w in moved], [self._kept(i, w) for i, w in moved]
         torch._foreach_copy_(old, weights)
         try:
-            for _, w, part in moved:
+            for i, w in moved:
+                part = shift.parts[i]
+                assert part is not None
                 add_scaled_(w, part, shift.scale)
             self.backend.publish()
             yield
@@ -295,8 +302,8 @@ class Oracle(AbstractOracle):
     def _applied(self, shift: Vector) -> Tensor:
         """The norm of the shift as the weights' precision let it happen; asked while the weights are shifted."""
         moved: Parts = [
-            None if part is None or old is None else w - old
-            for part, w, old in zip(shift.parts, self.backend.weights(), self.old, strict=True)
+            w - old if here and old is not None else None
+            for here, w, old in zip(shift.present, self.backend.weights(), self.old, strict=True)
         ]
         return Vector(self.backend.space, moved).norm()
 

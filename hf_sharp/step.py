@@ -85,6 +85,7 @@ class SharpStep:
         self.step, self.steps, self.seed = 0, steps, seed
         self.telemetry = Telemetry()
         self.memory: dict[str, Vector] = {}
+        self._remembered: dict[str, Vector] = {}
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
         self._scaler = accelerator.scaler if accelerator is not None else scaler
         self._whole, self._local = perturb_over == "batch", perturb_over == "device"
@@ -169,7 +170,7 @@ class SharpStep:
         """What must outlive a restart: the step, the vectors that the method keeps, the counters."""
         return {
             "step": self.step,
-            "memory": {name: (v.scale, [x if x is None else x.clone() for x in v.parts]) for name, v in self.memory.items()},
+            "memory": {name: [x if x is None else x.clone() for x in v.tensors()] for name, v in self.memory.items()},
             "counts": {name: int(count) for name, count in self.telemetry.counts.items()},
         }
 
@@ -179,8 +180,8 @@ class SharpStep:
         self.step = state["step"]
         self.telemetry.counts = {name: torch.tensor(n, device=like[0].device) for name, n in state["counts"].items()}
         self.memory = {
-            name: Vector(self._space, [x if x is None else x.to(w) for x, w in zip(parts, like, strict=True)], scale)
-            for name, (scale, parts) in state["memory"].items()
+            name: Vector(self._space, [x if x is None else x.to(w) for x, w in zip(parts, like, strict=True)])
+            for name, parts in state["memory"].items()
         }
 
     def _open(self, share: float, observe: bool) -> _Window:
@@ -226,6 +227,7 @@ class SharpStep:
         oracle = window.oracle
         oracle.complete(window.losses)
         direction = window.method.direction(oracle) * oracle.share * oracle.loss_scale
+        self._remember()
         parts = [*self._owned(direction, oracle)]
         present = [part for part in parts if part is not None]
         if oracle.norms and present:
@@ -235,12 +237,18 @@ class SharpStep:
             parts = [_added(part, before) for part, before in zip(parts, window.carried, strict=True)]
         self._backend.put_gradient(self._backend.average(parts) if self._local and last else parts)
 
+    def _remember(self) -> None:
+        """Give the vectors that the method keeps tensors of their own, before the optimizer writes into the gradients."""
+        for name, v in self.memory.items():
+            if v is not self._remembered.get(name):
+                self.memory[name] = Vector(self._space, [x if x is None else x.clone() for x in v.tensors()])
+        self._remembered = dict(self.memory)
+
     def _owned(self, direction: Vector, oracle: Oracle) -> Iterator[Tensor | None]:
         """The direction's parts, in tensors that the optimizer may write into: those of the last gradient."""
-        remembered = {id(part) for v in self.memory.values() for part in v.parts}
         tensors = direction.tensors()
         for part, spent, w, seen in zip(tensors, oracle.latest, self._space.like, oracle.present, strict=True):
-            into = torch.empty_like(w) if spent is None or id(spent) in remembered else spent
+            into = torch.empty_like(w) if spent is None else spent
             if not seen:
                 yield None
             elif part is None:

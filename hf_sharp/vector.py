@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -77,9 +77,9 @@ class Space:
 
 
 class _Held(list):
-    """Parts in a buffer of the space, which gets it back when the last Vector that shares them is gone."""
+    """Parts in a buffer of the space, which gets it back when nobody uses them any more."""
 
-    def __init__(self, parts: Parts, buffer: list[Tensor], space: Space) -> None:
+    def __init__(self, parts: Sequence[Tensor | None], buffer: list[Tensor], space: Space) -> None:
         super().__init__(parts)
         self._buffer, self._space = buffer, space
 
@@ -87,20 +87,32 @@ class _Held(list):
         self._space.recycle(self._buffer)
 
 
-class _Borrowed(list):
-    """Some parts of other parts, which must not go back to the space before these are gone."""
+class _Lazy(Sequence):
+    """Parts that are computed whenever they are read: they need no weight-sized memory of their own.
 
-    def __init__(self, parts: Parts, of: Parts) -> None:
-        super().__init__(parts)
-        self._of = of
+    Args:
+        present: which parts are not missing.
+        part: computes the part of an index.
+    """
+
+    def __init__(self, present: Sequence[bool], part: Callable[[int], Tensor | None]) -> None:
+        self.present, self._part = present, part
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    def __getitem__(self, i: Any) -> Any:
+        if not 0 <= i < len(self.present):
+            raise IndexError(i)
+        return self._part(i) if self.present[i] else None
 
 
 class Vector:
     """A number times this rank's pieces of a vector in weight space; immutable.
 
-    Multiplying by a number is free: the factor is kept beside the pieces and enters where they are next read. A part is
-    None where the parameter had no gradient, and counts as zero. A factor that is exactly the Python number 0 gives the
-    zero vector, so that ``g + 0.0 * h`` is ``g`` to the bit, signed zeros included.
+    Products with numbers and sums cost nothing when they are written: they are computed part by part where they are read.
+    A part is None where the parameter had no gradient, and counts as zero. A factor that is exactly the Python number 0
+    gives the zero vector, so that ``g + 0.0 * h`` is ``g`` to the bit, signed zeros included.
 
     Args:
         space: the weight space.
@@ -108,51 +120,62 @@ class Vector:
         scale: the factor, a Python number or a tensor without dimensions.
     """
 
-    __slots__ = ("_norm", "parts", "scale", "space")
+    __slots__ = ("__weakref__", "_norm", "parts", "scale", "space")
     space: Space
-    parts: Parts
+    parts: Sequence[Tensor | None]
     scale: Scalar
 
-    def __init__(self, space: Space, parts: Parts, scale: Scalar = 1.0) -> None:
+    def __init__(self, space: Space, parts: Sequence[Tensor | None], scale: Scalar = 1.0) -> None:
         if isinstance(scale, float) and scale == 0.0:
             parts, scale = [None] * len(parts), 1.0
         self.space, self.parts, self.scale = space, parts, scale
         self._norm: list[Tensor] = []  # |parts|_2 once it is known, shared by all multiples
 
     @property
+    def present(self) -> Sequence[bool]:
+        """Per piece whether the part is there."""
+        return self.parts.present if isinstance(self.parts, _Lazy) else [part is not None for part in self.parts]
+
+    @property
     def is_zero(self) -> bool:
         """Whether no part is present (a vector of stored zeros is not looked into)."""
-        return all(part is None for part in self.parts)
+        return not any(self.present)
 
-    def tensors(self) -> Parts:
-        """The parts times the factor; the parts themselves where the factor is 1.
+    def tensors(self) -> Iterator[Tensor | None]:
+        """The parts times the factor, one after the other; not to be written into."""
+        return (None if part is None else times(part, self.scale) for part in self.parts)
 
-        Hold the list while you use its tensors: without it the space may use them for something else.
-        """
-        if isinstance(self.scale, float) and self.scale == 1.0:
-            return self.parts
-        return (self.map(lambda piece, x: x)).parts
+    def stored(self) -> Vector:
+        """The same vector with tensors of its own: what it was computed from can go, or change."""
+        return self.map(lambda piece, x: x)
 
     def map(self, function: Callable[..., Tensor], *others: Vector | Sequence) -> Vector:
-        """The vector of ``function(piece, part, *parts of the others)``, zero wherever a part is missing."""
-        columns = [self.parts, *(other.tensors() if isinstance(other, Vector) else other for other in others)]
+        """The vector of ``function(piece, part, *parts of the others)``, zero wherever a part is missing.
+
+        The part is a copy that the function may write into and return.
+        """
+        columns = [other.tensors() if isinstance(other, Vector) else other for other in others]
         buffer = self.space.buffer()
         out: Parts = []
-        for piece, into, x, *rest in zip(self.space.pieces, buffer, *columns, strict=True):
-            missing = x is None or any(y is None for y in rest)
-            out.append(None if missing else into.copy_(function(piece, times(x, self.scale), *rest)))
+        for piece, into, x, *rest in zip(self.space.pieces, buffer, self.tensors(), *columns, strict=True):
+            if x is None or any(y is None for y in rest):
+                out.append(None)
+                continue
+            result = function(piece, into.copy_(x), *rest)
+            out.append(into if result is into else into.copy_(result))
         return Vector(self.space, _Held(out, buffer, self.space))
 
     def perturbed(self) -> Vector:
         """The same vector, zero on the parameters that are never perturbed."""
-        if self.space.is_perturbed_as_one():
-            return self
-        kept = [x if piece.factor else None for piece, x in zip(self.space.pieces, self.parts, strict=True)]
-        return Vector(self.space, _Borrowed(kept, self.parts), self.scale)
+        return self if self.space.is_perturbed_as_one() else self.only([piece.factor > 0 for piece in self.space.pieces])
+
+    def only(self, kept: Sequence[bool]) -> Vector:
+        """The same vector, zero on the pieces that are not kept."""
+        present = [here and keep for here, keep in zip(self.present, kept, strict=True)]
+        return Vector(self.space, _Lazy(present, self.parts.__getitem__), self.scale)
 
     def __mul__(self, factor: Scalar | int) -> Vector:
-        scale = self.scale * (float(factor) if isinstance(factor, int) else number(factor))
-        out = Vector(self.space, self.parts, scale)
+        out = Vector(self.space, self.parts, self.scale * number(factor))
         if out.parts is self.parts:
             out._norm = self._norm
         return out
@@ -170,26 +193,19 @@ class Vector:
             return self
         if self.is_zero:
             return other
-        buffer = self.space.buffer()
-        out: Parts = []
-        for into, x, y in zip(buffer, self.parts, other.parts, strict=True):
-            if x is None:
-                out.append(None if y is None else into.copy_(times(y, other.scale)))
-            elif y is None:
-                out.append(into.copy_(times(x, self.scale)))
-            elif isinstance(self.scale, float) and self.scale == 1.0 and isinstance(other.scale, float):
-                out.append(torch.add(x, y, alpha=other.scale, out=into))
-            else:
-                out.append(add_scaled_(torch.mul(x, self.scale, out=into), y, other.scale))
-        return Vector(self.space, _Held(out, buffer, self.space))
+        present = [a or b for a, b in zip(self.present, other.present, strict=True)]
+        return Vector(self.space, _Lazy(present, lambda i: _sum(self.parts[i], self.scale, other.parts[i], other.scale)))
 
     def __sub__(self, other: Vector) -> Vector:
         return self + -other
 
     def dot(self, other: Vector) -> Tensor:
         """The inner product over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""
-        pairs = [(x, y) for x, y in zip(self.parts, other.parts, strict=True) if x is not None and y is not None]
-        local = [torch.dot(_wide(x).reshape(-1), _wide(y).reshape(-1)) for x, y in pairs]
+        local = [
+            torch.dot(_wide(x).reshape(-1), _wide(y).reshape(-1))
+            for x, y in zip(self.parts, other.parts, strict=True)
+            if x is not None and y is not None
+        ]
         return self.space.add_up(local) * self.scale * other.scale
 
     def norm(self) -> Tensor:
@@ -227,6 +243,15 @@ def times(x: Tensor, scale: Scalar) -> Tensor:
 def add_scaled_(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
     """``x += scale * y`` in place, without reading a scale that lives on a device."""
     return x.add_(y, alpha=scale) if isinstance(scale, float) else x.addcmul_(y, scale.to(y.dtype))
+
+
+def _sum(x: Tensor | None, a: Scalar, y: Tensor | None, b: Scalar) -> Tensor | None:
+    """``a x + b y``, in a tensor that may be x or y itself."""
+    if x is None or y is None:
+        return times(x, a) if x is not None else None if y is None else times(y, b)
+    if isinstance(a, float) and a == 1.0 and isinstance(b, float):
+        return torch.add(x, y, alpha=b)
+    return add_scaled_(x * a, y, b)
 
 
 def _wide(x: Tensor) -> Tensor:

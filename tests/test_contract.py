@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,7 @@ from tests.models import (
     FEATURES,
     MODELS,
     Mixed,
+    Restless,
     Row,
     all_methods,
     arguments,
@@ -580,6 +583,29 @@ def test_all_passes_draw_the_same_numbers(name: str) -> None:
     assert len(model.drawn) >= 4
     assert model.drawn == twin.drawn * (len(model.drawn) // 2)
     assert twin.drawn[0] != twin.drawn[1]
+
+
+class Undecided(Restless):
+    """Draws more numbers in its second forward than in its first, and fewer in its third."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        if len(self.drawn) == 1:
+            torch.rand(3), np.random.rand(3), random.random()
+        if len(self.drawn) == 2:
+            self.eval()
+        return super().forward(x, labels)
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_passes_that_draw_more_or_less_leave_the_plain_streams(name: str) -> None:
+    """Where later passes draw other amounts than the first, the streams still end where the first pass left them."""
+    model = seeded(lambda: Undecided(PreTrainedConfig()))
+    twin = copy.deepcopy(model)
+    batch = collated(rows("mixed", 4))
+    _sharp(_engine(model, SEVERAL[name]), model, [batch], seed=3)
+    after = streams()
+    _plain(twin, [batch], seed=3)
+    assert differences(streams(), after) == []
 
 
 # What surrounds the forward --------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from hf_sharp.methods.base import AbstractMethod, ascend
@@ -55,11 +54,11 @@ class ASAM(AbstractMethod):
         norms = dict(zip(f.weights.space.pieces, f.unit_norms(), strict=True)) if self.scale == "filter" else {}
 
         def t(piece: Piece, w: Tensor) -> Tensor:
-            """The diagonal of T for one parameter."""
+            """The diagonal of T for one parameter, in the place of its weights."""
             if piece.bias and not self.scale_biases:
-                return torch.ones_like(w)
+                return w.fill_(1.0)
             if self.scale == "filter" and len(piece.shape) >= 4:
-                return norms[piece].expand_as(w) + self.eta
-            return w.abs().add_(self.eta)
+                return w.copy_(norms[piece]).add_(self.eta)
+            return w.abs_().add_(self.eta)
 
         return f(ascend(f().grad, self.rho, self.p, t, f.weights)).grad

@@ -86,7 +86,7 @@ def ascend(
         g: the gradient.
         rho: the radius, >= 0.
         p: from 1 to infinity.
-        t: T as a function of a piece and its weights; the identity where there is none.
+        t: T as a function of a piece and a copy of its weights, which it may write into; None: the identity.
         w: the weights, for ``t``.
     """
     g, rho = g.perturbed(), as_number(rho)
@@ -95,10 +95,10 @@ def ascend(
     if t is None or w is None:
         e = _dual(g, p)
     elif p == 2:
-        e = w.map(lambda piece, x, y: t(piece, x).square() * y, g)
+        e = w.map(lambda piece, x, y: t(piece, x).square_().mul_(y), g)
         e = e / _safe(e.dot(g).sqrt())
     else:
-        e = w.map(lambda piece, x, y: t(piece, x) * y, _dual(w.map(lambda piece, x, y: t(piece, x) * y, g), p))
+        e = w.map(lambda piece, x, y: t(piece, x).mul_(y), _dual(w.map(lambda piece, x, y: t(piece, x).mul_(y), g), p))
     return _factored(e * rho)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -54,7 +55,7 @@ class _DecayedOracle(AbstractOracle):
         point = self._f(shift)
         if shift is self.first:
             self._first_point = point
-        w = self.weights.map(lambda piece, x, g: x, point.grad)
+        w = self.weights.only(point.grad.present)
         w = w if shift is None else w + shift
         penalty = (self._decay / 2 * w.dot(w)).to(point.loss.dtype)
         return Point(point.loss + penalty, point.grad + self._decay * w)
@@ -66,8 +67,8 @@ class _DecayedOracle(AbstractOracle):
     def weights(self) -> Vector:
         return self._f.weights
 
-    def noise(self, draw: int = 0) -> Vector:
-        return self._f.noise(draw)
+    def noise(self, draw: int, sizes: Sequence[Tensor]) -> Vector:
+        return self._f.noise(draw, sizes)
 
     def unit_norms(self) -> list[Tensor]:
         return self._f.unit_norms()

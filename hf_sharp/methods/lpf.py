@@ -43,5 +43,5 @@ class LPF(AbstractMethod):
     def direction(self, f: AbstractOracle) -> Vector:
         total = f(self.first(f) if f.first is None else f.first).grad
         for k in range(1, self.draws):
-            total = total + f(kernel_noise(f, self.gamma, draw=k)).grad
+            total = (total + f(kernel_noise(f, self.gamma, draw=k)).grad).stored()
         return total / self.draws

@@ -13,4 +13,4 @@ def kernel_noise(f: AbstractOracle, gamma: Radius, draw: int = 0) -> Vector:
     A unit is a row of a Linear or an embedding and a filter of a convolution; a vector (bias, norm layer, class token) is
     one unit, and a position embedding has one per feature.
     """
-    return as_number(gamma) * f.noise(draw).map(lambda piece, z, norm: z * norm, f.unit_norms())
+    return as_number(gamma) * f.noise(draw, f.unit_norms())
