@@ -1,0 +1,71 @@
+"""What asking the oracle costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from hf_sharp import GAM, RSAM, SAM, AbstractMethod, Decayed, Every, SharpStep
+from hf_sharp.methods import ascend
+from hf_sharp.oracle import AbstractOracle
+from hf_sharp.vector import Vector
+from tests.problems import Perceptron, batch_for, generic
+from tests.reference import flat_gradient
+
+
+@dataclass(frozen=True)
+class Forgetful(AbstractMethod):
+    """Lets go of the first gradient, and asks for it again after another pass."""
+
+    def direction(self, f: AbstractOracle) -> Vector:
+        seen = float(f().grad.norm())
+        e = ascend(f().grad, 0.1).stored()
+        there = f(e).grad
+        again = f().grad
+        assert float(again.norm()) == pytest.approx(seen, rel=1e-12)
+        return there + again
+
+
+@dataclass(frozen=True)
+class Holding(AbstractMethod):
+    """The same, but it holds what it was given."""
+
+    def direction(self, f: AbstractOracle) -> Vector:
+        first = f().grad
+        there = f(ascend(f().grad, 0.1).stored()).grad
+        return there + (f().grad + first) / 2
+
+
+def passes(method: AbstractMethod) -> tuple[float, torch.Tensor]:
+    model = generic(Perceptron())
+    sharp = SharpStep(model, torch.optim.SGD(model.parameters(), 0.1), method)
+    sharp(lambda b: model(**b)["loss"], batch_for(model))
+    return sharp.scalars()["sharpness/passes"], flat_gradient(model)
+
+
+def test_the_first_answer_is_there_while_it_is_held() -> None:
+    """A method that lets it go gets the same answer again, for one more pass."""
+    (costly, a), (cheap, b) = passes(Forgetful()), passes(Holding())
+    assert (costly, cheap) == (3, 2)
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (SAM(), 2),
+        (RSAM(), 2),
+        (Every(3, RSAM()), 2),
+        (GAM(), 4),
+        (GAM(base=SAM()), 5),
+        (GAM(base=RSAM()), 6),
+        (Decayed(SAM(), 0.1), 2),
+        (Decayed(GAM(base=SAM()), 0.1), 5),
+        (Decayed(RSAM(), 0.1), 2),
+    ],
+    ids=str,
+)
+def test_no_method_asks_twice(method: AbstractMethod, expected: int) -> None:
+    assert passes(method)[0] == expected
