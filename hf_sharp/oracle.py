@@ -19,7 +19,7 @@ from hf_sharp.backends.base import AbstractBackend
 from hf_sharp.clock import Clock
 from hf_sharp.replay import Buffers, KeptInputs, Streams
 from hf_sharp.telemetry import Telemetry
-from hf_sharp.vector import Parts, Piece, Scalar, Vector, add_scaled_
+from hf_sharp.vector import Parts, Piece, Scalar, Vector
 
 Backward: TypeAlias = Callable[[Tensor], None]
 Run: TypeAlias = Callable[[Any, Backward | None], Tensor]
@@ -252,10 +252,7 @@ class Oracle(AbstractOracle):
         weights, old = [w for _, w in moved], [self._kept(i, w) for i, w in moved]
         torch._foreach_copy_(old, weights)
         try:
-            for i, w in moved:
-                part = shift.parts[i]
-                assert part is not None
-                add_scaled_(w, part, shift.scale)
+            shift.add_to_(weights)
             self.backend.publish()
             yield
         finally:

@@ -62,8 +62,9 @@ class Space:
     def add_up(self, numbers: Sequence[Tensor], *, square: bool = False) -> Tensor:
         """The sum over parts and ranks of one number (or its square) per part; zero where there are none."""
         device, dtype = self.scalars()
-        local = [n.to(device, dtype) for n in numbers] or [torch.zeros((), dtype=dtype, device=device)]
-        terms = torch.stack(local)
+        if len({(n.device, n.dtype) for n in numbers}) > 1:
+            numbers = [n.to(device, dtype) for n in numbers]
+        terms = (torch.stack(list(numbers)) if numbers else torch.zeros(1)).to(device, dtype)
         return self.total((terms.square() if square else terms).sum(), "sum")
 
     def scalars(self) -> tuple[torch.device, torch.dtype]:
@@ -199,6 +200,15 @@ class Vector:
     def __sub__(self, other: Vector) -> Vector:
         return self + -other
 
+    def add_to_(self, tensors: Sequence[Tensor]) -> None:
+        """Add the parts that are present to these tensors, one for each, in place."""
+        if isinstance(self.parts, _Lazy) or isinstance(self.scale, Tensor):
+            parts = (x for x in self.parts if x is not None)
+            for into, x in zip(tensors, parts, strict=True):
+                add_scaled_(into, x, self.scale)
+        else:
+            torch._foreach_add_(list(tensors), [x for x in self.parts if x is not None], alpha=self.scale)
+
     def dot(self, other: Vector) -> Tensor:
         """The inner product over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""
         local = [
@@ -211,7 +221,11 @@ class Vector:
     def norm(self) -> Tensor:
         """The Euclidean norm over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""
         if not self._norm:
-            local = [torch.linalg.vector_norm(_wide(x)) for x in self.parts if x is not None]
+            if isinstance(self.parts, _Lazy):  # one part at a time, since each is computed for this
+                local = [torch.linalg.vector_norm(_wide(x)) for x in self.parts if x is not None]
+            else:
+                present = [_wide(x) for x in self.parts if x is not None]
+                local = list(torch._foreach_norm(present)) if present else []
             self._norm.append(self.space.add_up(local, square=True).sqrt())
         return self._norm[0] * magnitude(self.scale)
 
