@@ -13,7 +13,8 @@ same. Per pair of steps::
 n is the number of passes that the sharp step made, counted in the Trainer. The table has medians over the pairs and, in
 brackets, the quartiles. ``allowed`` is ``bound / plain`` plus the allowance: 2 %, and 5 % below batch 16. SAM, ASAM and
 GSAM are judged by it; other methods are only reported, at the smallest batch unless they are named. ``faults`` are page
-faults per step, sharp / plain: on CPU, memory that the allocator has given back costs time when it is touched anew.
+faults per step, sharp / plain: on CPU, memory that the allocator has given back costs time when it is touched anew. How
+much that is differs between starts of one program by more than the quartiles in one start say; ``--starts 5`` takes more.
 
 The second table is SAM in a loop without a Trainer: SharpStep beside ``pytorch_optimizer.SAM``, both with AdamW.
 
@@ -389,11 +390,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", nargs="+", type=int, default=[32, 4], help="samples per step")
     parser.add_argument("--methods", nargs="*", choices=METHODS, help="default: all, those not judged at the smallest batch")
     parser.add_argument(
-        "--steps", type=int, default=6, help="pairs per row; judged rows below batch 16 have four times as many"
+        "--steps", type=int, default=5, help="pairs per row and start; four times as many where judged below batch 16"
     )
+    parser.add_argument("--starts", type=int, default=1, help="how often the two processes of a row are started anew")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on CPU")
     parser.add_argument("--output", type=Path, default=Path("step_time.json"), help="where every step goes")
     return parser.parse_args()
+
+
+def measured(
+    ours: str, theirs: str, model: str, size: int, pairs: int, options: argparse.Namespace
+) -> list[tuple[Step, Step]]:
+    """Pairs of steps from as many pairs of processes as there shall be starts; see `serve` for the names."""
+    steps = []
+    for _ in range(options.starts):
+        what = (model, size, pairs + 1, options.threads)
+        with served(ours, *what) as our_step, served(theirs, *what) as their_step:
+            steps += alternate(our_step, their_step, pairs)
+    return steps
 
 
 def trainer_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -403,21 +417,17 @@ def trainer_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if names is None:
             others = [name for name in METHODS if name not in JUDGED]
             names = [*JUDGED, *(others if size == min(options.batches) else [])]
-        with served("Trainer", model, size, 0, options.threads) as plain:
-            for name in names:
-                pairs = options.steps * (4 if size < 16 and name in JUDGED else 1)
-                with served(name, model, size, pairs + 1, options.threads) as sharp:
-                    steps = alternate(sharp, plain, pairs)
-                yield {"model": model, "batch": size, **trainer_row(name, size, steps)}
+        for name in names:
+            pairs = options.steps * (4 if size < 16 and name in JUDGED else 1)
+            steps = measured(name, "Trainer", model, size, pairs, options)
+            yield {"model": model, "batch": size, **trainer_row(name, size, steps)}
 
 
 def reference_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The second table, row by row."""
     for model, size in itertools.product(options.models, options.batches):
-        pairs = options.steps * (4 if size < 16 else 1)
-        ours, theirs = (served(kind, model, size, pairs + 1, options.threads) for kind in PLAIN_LOOPS)
-        with ours as our_step, theirs as their_step:
-            yield {"model": model, "batch": size, **reference_row(alternate(our_step, their_step, pairs))}
+        steps = measured(*PLAIN_LOOPS, model, size, options.steps * (4 if size < 16 else 1), options)
+        yield {"model": model, "batch": size, **reference_row(steps)}
 
 
 def main() -> None:
