@@ -29,7 +29,7 @@ from hf_sharp import (
     SharpStep,
     WarmUp,
 )
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 from tests.models import (
     Row,

@@ -27,8 +27,8 @@ from hf_sharp import (
     SharpStep,
 )
 from hf_sharp.methods import ascend, unit
-from hf_sharp.oracle import AbstractOracle
 from hf_sharp.parameters import describe
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 from tests.models import (
     FEATURES,

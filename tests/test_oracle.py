@@ -9,7 +9,7 @@ import torch
 
 from hf_sharp import GAM, RSAM, SAM, AbstractMethod, Decayed, Every, SharpStep
 from hf_sharp.methods import ascend
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 from tests.problems import Perceptron, batch_for, generic
 from tests.reference import flat_gradient

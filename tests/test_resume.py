@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_sharp import AbstractMethod, SharpnessAwareTrainer, SharpStep
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 from tests.models import arguments, collated, differences, loss_of, reseed, restless, rows, snapshot, streams
 from tests.workers.train_and_die import JOBS, METHODS, Averaging, Job, trainer

@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_sharp.methods.base import AbstractMethod, ascend
 from hf_sharp.methods.checks import at_least, between, flag, one_of
 from hf_sharp.methods.schedules import Radius, radius
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Piece, Vector
 
 

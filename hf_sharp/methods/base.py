@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hf_sharp.clock import Clock
 from hf_sharp.methods.schedules import AbstractSchedule, Radius, as_number
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Scalar, Vector
 
 _TINY = 1e-12

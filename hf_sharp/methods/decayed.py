@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hf_sharp.methods.base import AbstractMethod
 from hf_sharp.methods.checks import at_least, instance
-from hf_sharp.oracle import AbstractOracle, Point
+from hf_sharp.problem import AbstractOracle, Point
 from hf_sharp.vector import Vector
 
 

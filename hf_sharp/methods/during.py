@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from hf_sharp.methods.base import AbstractMethod
 from hf_sharp.methods.checks import between, instance
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

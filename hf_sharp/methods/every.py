@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hf_sharp.methods.base import AbstractMethod
 from hf_sharp.methods.checks import instance, whole
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

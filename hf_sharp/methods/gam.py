@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hf_sharp.methods.base import AbstractMethod, ascend, unit
 from hf_sharp.methods.checks import above, at_least, instance, one_of
 from hf_sharp.methods.schedules import Radius, as_number, radius
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

@@ -8,7 +8,7 @@ from hf_sharp.methods.base import AbstractMethod
 from hf_sharp.methods.checks import whole
 from hf_sharp.methods.noise import kernel_noise
 from hf_sharp.methods.schedules import Radius, radius
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

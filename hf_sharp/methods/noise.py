@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hf_sharp.methods.schedules import Radius, as_number
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

@@ -8,7 +8,7 @@ from hf_sharp.methods.base import AbstractMethod, ascend, without
 from hf_sharp.methods.checks import at_least
 from hf_sharp.methods.noise import kernel_noise
 from hf_sharp.methods.schedules import Radius, radius
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

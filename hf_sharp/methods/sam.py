@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hf_sharp.methods.base import AbstractMethod, ascend
 from hf_sharp.methods.checks import between
 from hf_sharp.methods.schedules import Radius, radius
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
 

@@ -26,7 +26,8 @@ from hf_sharp import (
     SharpStep,
 )
 from hf_sharp.methods import ascend, unit, without
-from hf_sharp.oracle import AbstractOracle, Oracle
+from hf_sharp.oracle import Oracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 from tests.problems import Gradients, Watch, arguments
 from tests.reference import Small, flat_gradient

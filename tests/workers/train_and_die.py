@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from hf_sharp import CRSAM, AbstractMethod, SharpnessAwareTrainer
 from hf_sharp.methods import ascend, unit
-from hf_sharp.oracle import AbstractOracle
+from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 from tests.models import all_methods, arguments, restless, rows
 
