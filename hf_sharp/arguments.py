@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hf_sharp.descriptions import read_yaml
 from hf_sharp.methods import AbstractMethod
+from hf_sharp.methods.checks import one_of
 from hf_sharp.parsing import parse_method
+from hf_sharp.step import PERTURB_OVER
 
 
 @dataclass
@@ -43,6 +44,13 @@ class SharpnessArguments:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sharpness, str):
+            raise ValueError(
+                f"sharpness must be a method's name or the path of a YAML file, got {self.sharpness!r}. "
+                "Write e.g. --sharpness asam; a method's fields go into sharpness_args."
+            )
+        one_of(PERTURB_OVER, "perturb_over", self.perturb_over)
+        self._perturb()
         self.method()
 
     def method(self) -> AbstractMethod:
@@ -50,10 +58,14 @@ class SharpnessArguments:
         described: dict[str, Any] = (
             dict(self._file()) if self.sharpness.endswith((".yaml", ".yml")) else {"name": self.sharpness}
         )
-        extra = _read("sharpness_args", self.sharpness_args) or {}
+        extra = _read("sharpness_args", self.sharpness_args, "'{\"eta\": 0.01}'") or {}
         if not isinstance(extra, Mapping):
             raise ValueError(
                 f"sharpness_args must be a mapping, got {self.sharpness_args!r}. Write e.g. '{{\"eta\": 0.01}}'."
+            )
+        if "name" in extra:
+            raise ValueError(
+                f"sharpness_args must not name the method, got {extra['name']!r}. Write --sharpness {extra['name']}."
             )
         if self.rho is not None and "rho" in extra:
             raise ValueError(f"rho must be given once, got --rho {self.rho} and sharpness_args {extra!r}. Drop one.")
@@ -73,7 +85,7 @@ class SharpnessArguments:
     def _perturb(self) -> Any:
         """A pattern as it is; lists and mappings, which YAML opens with a bracket, read."""
         is_text = isinstance(self.perturb, str) and not self.perturb.lstrip().startswith(("[", "{"))
-        return self.perturb if is_text else _read("perturb", self.perturb)
+        return self.perturb if is_text else _read("perturb", self.perturb, "'[\"*.weight\"]'")
 
     def _file(self) -> Mapping[str, Any]:
         path = Path(self.sharpness)
@@ -82,7 +94,7 @@ class SharpnessArguments:
                 f"sharpness must be a method's name or an existing YAML file, got {self.sharpness!r}. "
                 "Write e.g. --sharpness asam."
             )
-        described = yaml.safe_load(path.read_text())
+        described = read_yaml(path.read_text(encoding="utf-8"), "A method's file", "'name: sam'", str(path))
         if not isinstance(described, Mapping):
             raise ValueError(
                 f"A method's YAML file must hold a mapping, got {described!r} in {path}. Write e.g. 'name: sam'."
@@ -90,11 +102,6 @@ class SharpnessArguments:
         return described
 
 
-def _read(name: str, value: Any) -> Any:
+def _read(name: str, value: Any, example: str) -> Any:
     """A flag's value; text is JSON or YAML."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name} must be JSON or YAML, got {value!r}. {error}") from error
+    return read_yaml(value, name, example) if isinstance(value, str) else value

@@ -1,10 +1,12 @@
-"""Checkpoint folders of the Trainer: which ones are whole, and what hf_sharp adds to them."""
+"""Checkpoints: which folders of the Trainer are whole, what hf_sharp adds to them, and what is said where there is none."""
 
 from __future__ import annotations
 
 import json
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from transformers.trainer import TRAINER_STATE_NAME
@@ -30,6 +32,22 @@ def last_complete(output_dir: str | Path) -> tuple[Path | None, bool]:
             stacklevel=2,
         )
     return None, passed_over
+
+
+@contextmanager
+def found(checkpoint: str | Path) -> Iterator[None]:
+    """Inside, transformers loads a checkpoint.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"A checkpoint must be a folder or a model of the Hub, got {str(checkpoint)!r}, which cannot be loaded. "
+            "Check the path or the name."
+        ) from error
 
 
 def state_file(checkpoint: str | Path, rank: int) -> Path:

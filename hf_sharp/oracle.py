@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hf_sharp.arithmetic import Scalar
 from hf_sharp.backends.base import AbstractBackend
 from hf_sharp.clock import Clock
 from hf_sharp.problem import AbstractOracle, Point
 from hf_sharp.replay import Buffers, KeptInputs, Streams
 from hf_sharp.telemetry import Telemetry
-from hf_sharp.vector import Parts, Piece, Scalar, Vector
+from hf_sharp.vector import Parts, Piece, Vector
 
 Backward: TypeAlias = Callable[[Tensor], None]
 Run: TypeAlias = Callable[[Any, Backward | None], Tensor]
@@ -81,8 +82,8 @@ class Oracle(AbstractOracle):
 
     @cached_property
     def device(self) -> torch.device:
-        """Where this rank's weights live."""
-        return self.backend.space.like[0].device
+        """Where the model computes."""
+        return self.backend.space.device
 
     def begin(self, first: Vector | None) -> None:
         """Name the place of the first pass, and remember the buffers that every pass starts from."""
@@ -124,6 +125,8 @@ class Oracle(AbstractOracle):
         return None if parts is None else Point(self._loss, Vector(self.backend.space, parts, self._scale))
 
     def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
+        if not self.backend.whole:
+            raise ValueError("Exact Hessian products need all weights on each device, got shards. Use gradient differences.")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         tensors = list(v.tensors())  # true sizes: a loss scale left in them would overflow in the second backward
 
@@ -152,7 +155,7 @@ class Oracle(AbstractOracle):
 
         def normal(piece: Piece, x: Tensor, size: Tensor) -> Tensor:
             generator.manual_seed(_stable_seed(*source, self.step, draw, piece.name, piece.shape))
-            full = torch.randn(piece.shape, generator=generator, device=x.device, dtype=x.dtype)
+            full = torch.randn(piece.shape, generator=generator, device=self.device, dtype=torch.float32)  # in any precision
             z = x.copy_(full.reshape(-1)[piece.start : piece.stop].reshape(x.shape)).mul_(size)
             return z if piece.factor == 1.0 else z.mul_(piece.factor)
 
@@ -170,16 +173,21 @@ class Oracle(AbstractOracle):
         if shift is None or shift.is_zero:
             yield
             return
-        moved = [(i, w) for i, (w, here) in enumerate(zip(self.backend.weights(), shift.present, strict=True)) if here]
-        weights, old = [w for _, w in moved], [self._kept(i, w) for i, w in moved]
+        moved = [i for i, here in enumerate(shift.present) if here]
+        weights = self._weights(moved)
+        old = [self._kept(i, w) for i, w in zip(moved, weights, strict=True)]
         torch._foreach_copy_(old, weights)
         try:
             shift.add_to_(weights)
             self.backend.publish()
             yield
         finally:
-            torch._foreach_copy_(weights, old)
+            torch._foreach_copy_(self._weights(moved), old)  # asked again: FSDP moves them in its very first forward
             self.backend.publish()
+
+    def _weights(self, indices: list[int]) -> list[Tensor]:
+        weights = self.backend.weights()
+        return [weights[i] for i in indices]
 
     def _kept(self, i: int, w: Tensor) -> Tensor:
         old = self.old[i]
@@ -216,7 +224,8 @@ class Oracle(AbstractOracle):
         if isinstance(self.loss_scale, Tensor):
             self.norms.append(torch.as_tensor(grad.norm()))
         loss = torch.stack(losses).sum() if len(losses) > 1 else losses[0]
-        return Point((loss if self.local else self.backend.mean(loss)) / self.share, grad)
+        loss = (loss if self.local else self.backend.mean(loss)) / self.share
+        return Point(loss.to(self.backend.space.scalars()[0]), grad)
 
     def _applied(self, shift: Vector) -> Tensor:
         """The norm of the shift as the weights' precision let it happen; asked while the weights are shifted."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -13,13 +14,24 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_sharp.vector import Piece
 
+ShapeOf: TypeAlias = Callable[[nn.Parameter], Sequence[int]]
 Perturb: TypeAlias = str | Sequence[str] | Mapping[str, float] | None
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _OUTPUTS_SECOND = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, Conv1D)
 
 
-def describe(model: nn.Module, perturb: Perturb = None) -> tuple[Piece, ...]:
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by their names without wrappers' prefixes; a tied one counts once."""
+    return {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def same(these: Iterable[nn.Parameter], those: Iterable[nn.Parameter]) -> bool:
+    """Whether two lists hold the same parameters, not equal ones."""
+    return [id(p) for p in these] == [id(p) for p in those]
+
+
+def describe(model: nn.Module, perturb: Perturb = None, shape_of: ShapeOf = lambda p: p.shape) -> tuple[Piece, ...]:
     """One whole piece per trainable parameter, in the order of ``model.parameters()``; a tied one counts once.
 
     Args:
@@ -28,25 +40,32 @@ def describe(model: nn.Module, perturb: Perturb = None) -> tuple[Piece, ...]:
             against the whole dotted name): those. A mapping from pattern to factor: those, with their radius multiplied by
             the factor (>= 0); the first pattern that matches counts. A factor multiplies whatever shift a method makes, but
             not the differences that `GAM` takes for its Hessian products.
+        shape_of: the full shape of a parameter, where the tensor itself does not have it.
 
     Raises:
-        ValueError: nothing is trainable, a pattern matches no trainable parameter, a factor is not a number >= 0, or no
-            parameter is left to perturb.
+        ValueError: nothing is trainable, a trainable parameter holds integers (quantised weights), a pattern matches no
+            trainable parameter, a factor is not a number >= 0, or no parameter is left to perturb.
     """
-    trainable = {clean(name): p for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
+    parameters = trainable(model)
+    if not parameters:
         raise ValueError(
             "The model must have a trainable parameter, got none with requires_grad=True. "
             "Unfreeze what you want to train before you build the trainer."
         )
-    factors = _factors(list(trainable), perturb)
+    for name, p in parameters.items():
+        if not p.is_floating_point() or p.dtype.itemsize < 2:
+            raise ValueError(
+                f"Trainable weights must be floating-point numbers of 16 bits or more, got {p.dtype} for {name!r}. "
+                "Freeze the quantised weights and train an adapter, e.g. LoRA."
+            )
+    factors = _factors(list(parameters), perturb)
     owners = {clean(name): module for name, module in model.named_modules()}
     pieces = []
-    for name, p in trainable.items():
+    for name, p in parameters.items():
         owner_name, _, leaf = _without_parametrization(name).rpartition(".")
-        owner = owners.get(owner_name)
-        axis = _unit_axis(owner, leaf, tuple(p.shape))
-        pieces.append(Piece(name, tuple(p.shape), _is_bias(owner, leaf), axis, factors[name], 0, p.numel()))
+        owner, shape = owners.get(owner_name), tuple(shape_of(p))
+        axis = _unit_axis(owner, leaf, shape)
+        pieces.append(Piece(name, shape, _is_bias(owner, leaf), axis, factors[name], 0, math.prod(shape)))
     return tuple(pieces)
 
 
@@ -91,9 +110,13 @@ def _unit_axis(owner: nn.Module | None, leaf: str, shape: tuple[int, ...]) -> in
 def _factors(names: list[str], perturb: Perturb) -> dict[str, float]:
     if perturb is None:
         return dict.fromkeys(names, 1.0)
-    patterns = (
-        perturb if isinstance(perturb, Mapping) else dict.fromkeys([perturb] if isinstance(perturb, str) else perturb, 1.0)
-    )
+    given = [perturb] if isinstance(perturb, str) else perturb
+    if not isinstance(given, Collection) or not all(isinstance(pattern, str) for pattern in given):
+        raise ValueError(
+            f"perturb must be a name pattern, a list of them or a mapping from pattern to factor, got {perturb!r}. "
+            "Pass e.g. perturb=['*.weight']."
+        )
+    patterns = given if isinstance(given, Mapping) else dict.fromkeys(given, 1.0)
     for pattern, factor in patterns.items():
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
             raise ValueError(f"A factor in perturb must be a number >= 0, got {factor!r} for {pattern!r}. Pass e.g. 1.0.")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields
-from difflib import get_close_matches
+from dataclasses import Field
 from typing import Any
 
-import yaml
-
+from hf_sharp.descriptions import built, described, looked_up
 from hf_sharp.methods import METHODS, AbstractMethod, AbstractSchedule
 from hf_sharp.methods.schedules import SCHEDULES
 
@@ -28,16 +26,17 @@ def parse_method(given: AbstractMethod | str | Mapping[str, Any]) -> AbstractMet
     """
     if isinstance(given, AbstractMethod):
         return given
-    read = _yaml(given) if isinstance(given, str) else given
-    if isinstance(read, str):
-        read = {"name": read}
-    if not isinstance(read, Mapping) or "name" not in read:
-        raise ValueError(
-            f"A method must be a name, a mapping with 'name' or a method object, got {given!r}. "
-            "Write e.g. {'name': 'sam', 'rho': 0.05}."
-        )
-    kind = _looked_up("method", METHODS, read["name"])
-    return _built(kind, {key: value for key, value in read.items() if key != "name"})
+    read = described("method", given, {"name": "sam", "rho": 0.05})
+    return built(looked_up("method", METHODS, read["name"]), read, value_of=_value)
+
+
+def with_fields(part: AbstractMethod | AbstractSchedule, values: Mapping[str, Any]) -> Any:
+    """The same method or schedule with other values in some of its fields, written as `parse_method` reads them.
+
+    Raises:
+        ValueError: a field is unknown, or a value breaks its rule.
+    """
+    return built(type(part), {**vars(part), **values}, "", _value)
 
 
 def method_to_dict(method: AbstractMethod) -> dict[str, Any]:
@@ -62,46 +61,11 @@ def _name_of(table: Mapping[str, type], value: object) -> str:
     return next((name for name, kind in table.items() if type(value) is kind), type(value).__name__)
 
 
-def _parse_schedule(given: Mapping[str, Any]) -> AbstractSchedule:
-    kind = _looked_up("schedule", SCHEDULES, given["schedule"])
-    return _built(kind, {key: value for key, value in given.items() if key != "schedule"})
-
-
-def _looked_up(what: str, table: Mapping[str, type], name: object) -> Any:
-    key = str(name).lower().replace("-", "").replace("_", "")
-    found = {k.replace("_", ""): v for k, v in table.items()}
-    if key in found:
-        return found[key]
-    near = get_close_matches(str(name).lower(), table, n=5)
-    swapped = [k for k in near if sorted(k) == sorted(str(name).lower())]  # two letters changed places
-    hint = f" Did you mean {(swapped + near)[0]!r}?" if near else ""
-    raise ValueError(f"Unknown {what} {name!r}.{hint} Choose from {', '.join(sorted(table))}.")
-
-
-def _built(kind: type, values: Mapping[str, Any]) -> Any:
-    known = {f.name: f for f in fields(kind)}
-    listed = ", ".join(known)
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{kind.__name__} has no field {name!r}. Its fields are {listed}.")
-    for name, f in known.items():
-        if name not in values and f.default is MISSING:
-            raise ValueError(f"{kind.__name__} needs the field {name!r}, which has no default. Its fields are {listed}.")
-    return kind(**{name: _value(known[name], value) for name, value in values.items()})
-
-
 def _value(f: Field, value: Any) -> Any:
     """A field's value, with methods and schedules in place of their descriptions."""
     if isinstance(value, Mapping) and "schedule" in value:
-        return _parse_schedule(value)
+        return built(looked_up("schedule", SCHEDULES, value["schedule"]), value, "schedule", _value)
     takes_method = "AbstractMethod" in str(f.type)
     if takes_method and isinstance(value, str | Mapping):
         return parse_method(value)
     return value
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"A method written as text must be YAML, got {text!r}. {error}") from error

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from hf_sharp.backends import choose
+from hf_sharp.backends import check, choose
 from hf_sharp.clock import Clock
+from hf_sharp.limits import check_optimizer, check_scalar, has_second_derivative, warn_of_rounding
 from hf_sharp.methods import AbstractMethod
-from hf_sharp.methods.checks import one_of
+from hf_sharp.methods.checks import function, one_of
 from hf_sharp.oracle import Backward, MicroBatch, Oracle, Run
 from hf_sharp.parameters import Perturb
 from hf_sharp.parsing import parse_method
 from hf_sharp.replay import InputMemory, Streams
 from hf_sharp.telemetry import Telemetry
-from hf_sharp.vector import Parts, Scalar, Vector
+from hf_sharp.vector import Parts, Vector
 
 PERTURB_OVER = ("batch", "micro_batch", "device")
 
@@ -89,8 +90,11 @@ class SharpStep:
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
         self._scaler = accelerator.scaler if accelerator is not None else scaler
         self._whole, self._local = perturb_over == "batch", perturb_over == "device"
-        self._backend = choose(model, accelerator, perturb, local=self._local)
+        check_optimizer([type(optimizer)])
+        check(model, accelerator, perturb, local=self._local, exact=has_second_derivative(self.method))
+        self._backend = choose(model, accelerator, perturb, self._scaler, local=self._local)
         self._space = self._backend.space
+        warn_of_rounding(self._backend.weights())
         self._old: Parts = [None] * len(self._space.pieces)
         self._inputs = InputMemory()
         self._window: _Window | None = None
@@ -119,6 +123,7 @@ class SharpStep:
         Returns:
             What ``loss_of`` returned in the first pass, detached.
         """
+        function("loss_of", loss_of, example="lambda batch: model(**batch).loss")
         accumulation = 1 if self._accelerator is None else self._accelerator.gradient_accumulation_steps
         if last is None:
             last = True if self._accelerator is None else self._accelerator.sync_gradients
@@ -160,7 +165,15 @@ class SharpStep:
         except BaseException:
             self._window = None
             raise
+        del window  # the vectors of the step are not needed in what comes
+        if last:
+            self._backend.commit()
+        self._backend.settle()
         return loss
+
+    def start_over(self) -> None:
+        """Make good what an exception left: call it on all ranks where the loop goes on after one that met them all."""
+        self._backend.refresh()
 
     def scalars(self) -> dict[str, float]:
         """The scalars of the latest step, as ``sharpness/...``; reading them waits for the device."""
@@ -176,9 +189,9 @@ class SharpStep:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
-        like = self._space.like
+        like, device = self._space.like, self._space.scalars()[0]
         self.step = state["step"]
-        self.telemetry.counts = {name: torch.tensor(n, device=like[0].device) for name, n in state["counts"].items()}
+        self.telemetry.counts = {name: torch.tensor(n, device=device) for name, n in state["counts"].items()}
         self.memory = {
             name: Vector(self._space, [x if x is None else x.to(w) for x, w in zip(parts, like, strict=True)])
             for name, parts in state["memory"].items()
@@ -200,7 +213,7 @@ class SharpStep:
             memory=self.memory,
             clock=Clock(self.step, self._optimizer, self.steps),
             share=share,
-            loss_scale=self._loss_scale(),
+            loss_scale=self._backend.loss_scale(),
             old=self._old,
         )
         carried = [] if self._whole else self._backend.take_gradient()
@@ -246,21 +259,10 @@ class SharpStep:
 
     def _owned(self, direction: Vector, oracle: Oracle) -> Iterator[Tensor | None]:
         """The direction's parts, in tensors that the optimizer may write into: those of the last gradient."""
-        tensors = direction.tensors()
-        for part, spent, w, seen in zip(tensors, oracle.latest, self._space.like, oracle.present, strict=True):
-            into = torch.empty_like(w) if spent is None else spent
-            if not seen:
-                yield None
-            elif part is None:
-                yield into.zero_()
-            else:
-                yield part if part is into else into.copy_(part)
-
-    def _loss_scale(self) -> Scalar:
-        """The factor on the gradients, read without waiting for the device."""
-        if self._scaler is None or not self._scaler.is_enabled():
-            return 1.0
-        return self._scaler.scale(torch.ones((), device=self._backend.space.like[0].device))
+        like = self._space.like
+        into = [torch.empty_like(w) if x is None else x for x, w in zip(oracle.latest, like, strict=True)]
+        for part, target, seen in zip(direction.written(into), into, oracle.present, strict=True):
+            yield None if not seen else target.zero_() if part is None else part
 
     def _backward(self, loss: Tensor) -> None:
         if self._accelerator is not None:
@@ -274,10 +276,3 @@ class SharpStep:
 def _added(part: Tensor | None, before: Tensor | None) -> Tensor | None:
     """The sum in the first one's storage; None counts as zero."""
     return before if part is None else part if before is None else part.add_(before)
-
-
-def check_scalar(loss: object) -> None:
-    """Raises ValueError unless a loss is a tensor with one number."""
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
-        raise ValueError(f"The loss must be one number, got {got}. Reduce it, e.g. with loss.mean().")

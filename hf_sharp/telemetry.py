@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_sharp.vector import Scalar, Vector
+from hf_sharp.arithmetic import Scalar
+from hf_sharp.vector import Vector
 
 
 @dataclass

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import IntervalStrategy, TrainOutput
+from transformers.trainer_utils import HPSearchBackend, IntervalStrategy, TrainOutput
 
-from hf_sharp.backends import choose
+from hf_sharp.backends import check
 from hf_sharp.checkpoints import last_complete, state_file
-from hf_sharp.limits import check_training
+from hf_sharp.hub import UNREACHABLE, add_to_model_card, unreachable
+from hf_sharp.limits import check_loss, check_trainer, check_training, has_second_derivative
 from hf_sharp.methods import SAM, AbstractMethod
 from hf_sharp.methods.checks import one_of
+from hf_sharp.notes import Notes
 from hf_sharp.oracle import Backward
 from hf_sharp.parameters import Perturb
 from hf_sharp.parsing import parse_method
-from hf_sharp.step import PERTURB_OVER, SharpStep, check_scalar
+from hf_sharp.passes import Prepared, backward_through, prepared_once
+from hf_sharp.search import split
+from hf_sharp.step import PERTURB_OVER, SharpStep
 
 if TYPE_CHECKING:
     _Base = Trainer
@@ -34,6 +38,12 @@ class SharpnessAwareMixin(_Base):
 
     Outside ``training_step`` nothing changes: the first pass of each step is the Trainer's own, and only the value of the
     gradient that the optimizer sees is the method's. The logs gain ``sharpness/...`` entries about the step that is logged.
+    What a Trainer notes down in its ``compute_loss`` (metrics, token counts) counts each sample once, not once per pass, see
+    `hf_sharp.notes.Notes`. Parameters of a loss module that the model does not have are not perturbed, and keep the gradient
+    of the first pass.
+
+    ``hyperparameter_search`` also searches the method: ``hp_space`` may return ``rho``, ``base.rho`` or ``method``, see
+    `hf_sharp.search.split`.
 
     Args:
         *args, **kwargs: the Trainer's own.
@@ -55,15 +65,18 @@ class SharpnessAwareMixin(_Base):
         perturb: Perturb = None,
         **kwargs: Any,
     ) -> None:
-        self.method = parse_method(method)
+        self.method = self._given = parse_method(method)
         one_of(PERTURB_OVER, "perturb_over", perturb_over)
         self._perturb_over, self._perturb = perturb_over, perturb
         self._sharp: SharpStep | None = None
+        self._notes = Notes(self)
         self._resumed_from: str | None = None
+        check_trainer(type(self), self.method)
         super().__init__(*args, **kwargs)
-        check_training(self.method, self.args, self.optimizer, self.optimizer_cls_and_kwargs)
+        self._check_method()
         assert self.model is not None
-        choose(self.model, self.accelerator, perturb)
+        local, exact = perturb_over == "device", has_second_derivative(self.method)
+        check(self.model, self.accelerator, perturb, local=local, exact=exact)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """The Trainer's, with half-written checkpoints passed over where ``resume_from_checkpoint`` is True."""
@@ -79,29 +92,88 @@ class SharpnessAwareMixin(_Base):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The Trainer's, on the last micro-batch followed by the method's other passes."""
-        plain = super().training_step
+        plain, notes = super().training_step, self._notes
+        notes.forget()
+        counters, is_first = notes.counters(), True
+        prepared: list[Prepared] = []
 
         def run(batch: Any, backward: Backward | None) -> Tensor:
-            with _backward_through(self.accelerator, backward):
+            nonlocal is_first
+            kept = nullcontext() if is_first else notes.replay(counters)
+            is_first = False
+            with kept, prepared_once(self, prepared), backward_through(self.accelerator, backward):
                 return plain(model, batch, num_items_in_batch)
 
         if isinstance(self.optimizer, AcceleratedOptimizer):
             self.optimizer.train()  # schedule-free optimizers swap the weights here: before a shift, not inside it
         sharp = self._sharp_step(model)
         sharp.step = self.state.global_step
-        return sharp.micro_step(
+        loss = sharp.micro_step(
             run,
             inputs,
             last=self.accelerator.sync_gradients,
             micro_batches=self.current_gradient_accumulation_steps,
             observe=self._will_log(),
         )
+        notes.forget()
+        return loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """The Trainer's, with the scalars of the step beside the training loss."""
         if "loss" in logs and self._sharp is not None:
             logs = {**logs, **self._sharp.scalars()}
         super().log(logs, *args, **kwargs)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, with a section about the method, its fields and its papers."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero() and self.args.output_dir is not None:
+            add_to_model_card(self.args.output_dir, self.method, self._perturb_over, self._perturb)
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's.
+
+        Raises:
+            ConnectionError: the Hub cannot be reached. With ``push_to_hub=True`` that is known before anything is trained.
+        """
+        left = "Nothing was written. Train with push_to_hub=False, and call trainer.push_to_hub() with a network."
+        with unreachable(left) if self.args.push_to_hub else nullcontext():
+            super().init_hf_repo(*args, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's, which leaves the model and its card in the output folder also where the Hub cannot be reached.
+
+        Raises:
+            ConnectionError: it cannot be reached; the message names the folder.
+        """
+        folder = self.args.output_dir
+        with unreachable(f"The model is saved in {folder}. Call trainer.push_to_hub() again with a network."):
+            try:
+                return super().push_to_hub(*args, **kwargs)
+            except UNREACHABLE:
+                if self.hub_model_id is None:  # the Trainer asks for the repository before it saves
+                    self.save_model(_internal_call=True)
+                    self.create_model_card()
+                raise
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """The Trainer's, for searches over the method too; `hf_sharp.search.split` says what names ``hp_space`` may use."""
+        if self.hp_search_backend is None or trial is None:
+            super()._hp_search_setup(trial)
+            return
+        space = self.hp_space
+        by_space = self.hp_search_backend == HPSearchBackend.OPTUNA
+        theirs, self.method = split(space(trial) if by_space else trial, self._given, self.args)
+        self.hp_space = lambda trial: theirs
+        super()._hp_search_setup(trial if by_space else theirs)
+        self._trial, self.hp_space = trial, space
+        self._check_method()
+
+    def _check_method(self) -> None:
+        """Raises ValueError where the method cannot run in this Trainer."""
+        check_trainer(type(self), self.method)
+        check_loss(vars(self).get("loss"), self.method)
+        check_training(self.method, self.args, self.optimizer, self.optimizer_cls_and_kwargs)
 
     def _sharp_step(self, model: nn.Module) -> SharpStep:
         if self._sharp is None:
@@ -117,7 +189,7 @@ class SharpnessAwareMixin(_Base):
                 perturb=self._perturb,
             )
             if self._resumed_from is not None:
-                file = state_file(self._resumed_from, self.args.process_index)
+                file = state_file(self._resumed_from, _rank())
                 if file.exists():
                     self._sharp.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return self._sharp
@@ -132,15 +204,18 @@ class SharpnessAwareMixin(_Base):
         return step == 1 and args.logging_first_step
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self._sharp is not None:
+            self._sharp.start_over()
         self._sharp = self._resumed_from = None  # also where auto_find_batch_size starts over
         return super()._inner_training_loop(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        file = state_file(output_dir, self.args.process_index)
+        file = state_file(output_dir, _rank())
         file.unlink(missing_ok=True)  # of a run that was killed here
         state = {} if self._sharp is None else self._sharp.state_dict()
         if state.get("memory") or state.get("counts"):
+            file.parent.mkdir(parents=True, exist_ok=True)  # another rank may be slower to make it
             torch.save(state, file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -156,24 +231,6 @@ class SharpnessAwareSeq2SeqTrainer(SharpnessAwareMixin, Seq2SeqTrainer):
     __doc__ = f"The `Seq2SeqTrainer`, sharpness-aware.\n\n{SharpnessAwareMixin.__doc__}"
 
 
-@contextmanager
-def _backward_through(accelerator: Accelerator, stand_in: Backward | None) -> Iterator[None]:
-    """Let ``accelerator.backward`` be the stand-in where there is one, and refuse losses that are not one number."""
-    was = vars(accelerator).get("backward")
-    usual = accelerator.backward
-
-    def backward(loss: Tensor, **kwargs: Any) -> None:
-        check_scalar(loss)
-        if stand_in is None:
-            usual(loss, **kwargs)
-        else:
-            stand_in(loss)
-
-    accelerator.backward = backward
-    try:
-        yield
-    finally:
-        if was is None:
-            del accelerator.backward
-        else:
-            accelerator.backward = was
+def _rank() -> int:
+    """This process among all, also where DeepSpeed on CPUs lets accelerate believe that it is the only one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -9,7 +10,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-Scalar: TypeAlias = float | Tensor
+from hf_sharp.arithmetic import Scalar, magnitude, number, plus_scaled, scaled_sum, times, wide
+
 Parts: TypeAlias = list[Tensor | None]
 
 
@@ -40,14 +42,19 @@ class Space:
     """The weight space as this rank sees it: which pieces it holds, and how to add up a number over the others.
 
     Attributes:
-        pieces: one entry per part of every Vector.
+        pieces: one entry per part of every Vector; there may be none, where other ranks hold all.
         like: one tensor per piece, whose shape, dtype, device and strides fresh parts take.
         total: sums (``"sum"``) or maximises (``"max"``) a tensor over the ranks that hold other pieces.
+        device: where the model computes; the pieces, and numbers about whole vectors, may be offloaded to the CPU.
+        counted: per piece whether this rank adds it to sums: of a piece that several of those ranks hold only one does.
+            None: all of them.
     """
 
     pieces: tuple[Piece, ...]
     like: Sequence[Tensor]
     total: Callable[[Tensor, str], Tensor]
+    device: torch.device
+    counted: Sequence[bool] | None = None
     _spare: list[list[Tensor]] = field(default_factory=list)
 
     def buffer(self) -> list[Tensor]:
@@ -64,13 +71,18 @@ class Space:
         device, dtype = self.scalars()
         if len({(n.device, n.dtype) for n in numbers}) > 1:
             numbers = [n.to(device, dtype) for n in numbers]
-        terms = (torch.stack(list(numbers)) if numbers else torch.zeros(1)).to(device, dtype)
+        terms = (torch.stack(list(numbers)) if numbers else torch.zeros(1, device=device)).to(device, dtype)
         return self.total((terms.square() if square else terms).sum(), "sum")
 
     def scalars(self) -> tuple[torch.device, torch.dtype]:
         """Where, and how exactly, numbers about whole vectors are kept."""
-        device = self.like[0].device if self.like else torch.device("cpu")
+        device = self.like[0].device if self.like else self.device
         return device, torch.float32 if device.type == "mps" else torch.float64
+
+    def own(self, parts: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        """The parts, without those that another rank adds to sums."""
+        counted = itertools.repeat(True) if self.counted is None else self.counted
+        return (part if here else None for part, here in zip(parts, counted))  # noqa: B905 - repeat has no end
 
     def is_perturbed_as_one(self) -> bool:
         """Whether every parameter is perturbed, with factor 1."""
@@ -93,10 +105,10 @@ class _Lazy(Sequence):
 
     Args:
         present: which parts are not missing.
-        part: computes the part of an index.
+        part: computes the part of an index, into a given tensor if it has to compute anything.
     """
 
-    def __init__(self, present: Sequence[bool], part: Callable[[int], Tensor | None]) -> None:
+    def __init__(self, present: Sequence[bool], part: Callable[[int, Tensor | None], Tensor | None]) -> None:
         self.present, self._part = present, part
 
     def __len__(self) -> int:
@@ -105,7 +117,11 @@ class _Lazy(Sequence):
     def __getitem__(self, i: Any) -> Any:
         if not 0 <= i < len(self.present):
             raise IndexError(i)
-        return self._part(i) if self.present[i] else None
+        return self.computed(i, None)
+
+    def computed(self, i: int, into: Tensor | None) -> Tensor | None:
+        """The part of an index, in ``into`` where it had to be computed and there is such a tensor."""
+        return self._part(i, into) if self.present[i] else None
 
 
 class Vector:
@@ -146,6 +162,14 @@ class Vector:
         """The parts times the factor, one after the other; not to be written into."""
         return (None if part is None else times(part, self.scale) for part in self.parts)
 
+    def written(self, into: Sequence[Tensor]) -> Iterator[Tensor | None]:
+        """The same in these tensors, which may be parts of what the vector is computed from."""
+        for i, target in enumerate(into):
+            part = _part(self.parts, i, target)
+            if part is not None:
+                part = times(part, self.scale, target)
+            yield part if part is None or part is target else target.copy_(part)
+
     def stored(self) -> Vector:
         """The same vector with tensors of its own: what it was computed from can go, or change."""
         return self.map(lambda piece, x: x)
@@ -173,7 +197,7 @@ class Vector:
     def only(self, kept: Sequence[bool]) -> Vector:
         """The same vector, zero on the pieces that are not kept."""
         present = [here and keep for here, keep in zip(self.present, kept, strict=True)]
-        return Vector(self.space, _Lazy(present, self.parts.__getitem__), self.scale)
+        return Vector(self.space, _Lazy(present, lambda i, into: _part(self.parts, i, into)), self.scale)
 
     def __mul__(self, factor: Scalar | int) -> Vector:
         out = Vector(self.space, self.parts, self.scale * number(factor))
@@ -195,7 +219,11 @@ class Vector:
         if self.is_zero:
             return other
         present = [a or b for a, b in zip(self.present, other.present, strict=True)]
-        return Vector(self.space, _Lazy(present, lambda i: _sum(self.parts[i], self.scale, other.parts[i], other.scale)))
+
+        def part(i: int, into: Tensor | None) -> Tensor | None:
+            return scaled_sum(self.parts[i], self.scale, other.parts[i], other.scale, into)
+
+        return Vector(self.space, _Lazy(present, part))
 
     def __sub__(self, other: Vector) -> Vector:
         return self + -other
@@ -205,15 +233,15 @@ class Vector:
         if isinstance(self.parts, _Lazy) or isinstance(self.scale, Tensor):
             parts = (x for x in self.parts if x is not None)
             for into, x in zip(tensors, parts, strict=True):
-                add_scaled_(into, x, self.scale)
+                plus_scaled(into, x, self.scale, into)
         else:
             torch._foreach_add_(list(tensors), [x for x in self.parts if x is not None], alpha=self.scale)
 
     def dot(self, other: Vector) -> Tensor:
         """The inner product over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""
         local = [
-            torch.dot(_wide(x).reshape(-1), _wide(y).reshape(-1))
-            for x, y in zip(self.parts, other.parts, strict=True)
+            torch.dot(wide(x).reshape(-1), wide(y).reshape(-1))
+            for x, y in zip(self.space.own(self.parts), other.parts, strict=True)
             if x is not None and y is not None
         ]
         return self.space.add_up(local) * self.scale * other.scale
@@ -222,9 +250,9 @@ class Vector:
         """The Euclidean norm over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""
         if not self._norm:
             if isinstance(self.parts, _Lazy):  # one part at a time, since each is computed for this
-                local = [torch.linalg.vector_norm(_wide(x)) for x in self.parts if x is not None]
+                local = [torch.linalg.vector_norm(wide(x)) for x in self.space.own(self.parts) if x is not None]
             else:
-                present = [_wide(x) for x in self.parts if x is not None]
+                present = [wide(x) for x in self.space.own(self.parts) if x is not None]
                 local = list(torch._foreach_norm(present)) if present else []
             self._norm.append(self.space.add_up(local, square=True).sqrt())
         return self._norm[0] * magnitude(self.scale)
@@ -237,36 +265,5 @@ class Vector:
         return self.space.total(largest, "max") * magnitude(self.scale)
 
 
-def number(x: Scalar | int) -> Scalar:
-    """A Python number where reading it does not wait for a device, else the tensor itself."""
-    if isinstance(x, Tensor):
-        return x.item() if x.device.type == "cpu" else x
-    return float(x)
-
-
-def magnitude(x: Scalar) -> Scalar:
-    """The absolute value of a number."""
-    return x.abs() if isinstance(x, Tensor) else abs(x)
-
-
-def times(x: Tensor, scale: Scalar) -> Tensor:
-    """``scale * x``; ``x`` itself where the scale is the Python number 1."""
-    return x if isinstance(scale, float) and scale == 1.0 else x * scale
-
-
-def add_scaled_(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
-    """``x += scale * y`` in place, without reading a scale that lives on a device."""
-    return x.add_(y, alpha=scale) if isinstance(scale, float) else x.addcmul_(y, scale.to(y.dtype))
-
-
-def _sum(x: Tensor | None, a: Scalar, y: Tensor | None, b: Scalar) -> Tensor | None:
-    """``a x + b y``, in a tensor that may be x or y itself."""
-    if x is None or y is None:
-        return times(x, a) if x is not None else None if y is None else times(y, b)
-    if isinstance(a, float) and a == 1.0 and isinstance(b, float):
-        return torch.add(x, y, alpha=b)
-    return add_scaled_(x * a, y, b)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _part(parts: Sequence[Tensor | None], i: int, into: Tensor | None) -> Tensor | None:
+    return parts.computed(i, into) if isinstance(parts, _Lazy) else parts[i]

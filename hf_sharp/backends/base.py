@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import ClassVar
 
+import torch
 from torch import Tensor
+from torch.amp import GradScaler
 
+from hf_sharp.arithmetic import Scalar
 from hf_sharp.vector import Parts, Piece, Space, Vector
 
 
@@ -15,13 +19,20 @@ class AbstractBackend(ABC):
     """The plumbing under a training step. It knows nothing of sharpness.
 
     Every list has one entry per piece of ``space``, in the same order on every call until ``refresh``.
+
+    Attributes:
+        space: which pieces this rank holds.
+        whole: whether each rank has all weights, so that it can do a pass of its own.
     """
 
     space: Space
+    whole: ClassVar[bool] = True
 
     @abstractmethod
     def refresh(self) -> None:
-        """Look again which parameters are trainable; called before the first micro-batch of each optimizer step."""
+        """Look again which parameters are trainable; called before the first micro-batch of each optimizer step, and where
+        training starts over after an exception.
+        """
 
     @abstractmethod
     def weights(self) -> list[Tensor]:
@@ -29,7 +40,12 @@ class AbstractBackend(ABC):
 
     @abstractmethod
     def publish(self) -> None:
-        """Let the next forward see what ``weights`` now hold."""
+        """Let the next ``evaluation`` see what ``weights`` now hold. It waits for no other rank, for it is also called where
+        only this one met an exception.
+        """
+
+    def settle(self) -> None:  # noqa: B027 - most backends publish at once
+        """Let everybody see what was published; called on all ranks before the loop goes on."""
 
     @abstractmethod
     def take_gradient(self) -> Parts:
@@ -42,6 +58,13 @@ class AbstractBackend(ABC):
     @abstractmethod
     def put_gradient(self, parts: Parts) -> None:
         """Leave these tensors where clipping and ``optimizer.step`` will look; the backend may keep them."""
+
+    def commit(self) -> None:  # noqa: B027 - most backends have nothing to do
+        """After the last micro-batch, with the direction in place: take the optimizer step if the loop's does nothing."""
+
+    @abstractmethod
+    def loss_scale(self) -> Scalar:
+        """What the gradients of this step are multiplied with against underflow; read without waiting for the device."""
 
     @abstractmethod
     def total(self, x: Tensor, op: str) -> Tensor:
@@ -58,7 +81,9 @@ class AbstractBackend(ABC):
 
     @abstractmethod
     def average(self, parts: Parts) -> Parts:
-        """Parts that each rank made from its own samples, averaged over the ranks; None where all ranks have None."""
+        """Parts that each rank made from its own samples, averaged over the ranks; None where all ranks have None. Asked
+        only of backends whose ranks have all weights.
+        """
 
     @abstractmethod
     def unit_norms(self, v: Vector) -> list[Tensor]:
@@ -81,3 +106,10 @@ def check_dense(pieces: Sequence[Piece], gradients: Parts) -> None:
             raise ValueError(
                 f"Gradients must be dense, got a sparse one for {piece.name!r}. Build its embedding with sparse=False."
             )
+
+
+def scale_of(scaler: GradScaler | None, space: Space) -> Scalar:
+    """The loss scale of a GradScaler. Asking for its value would wait for the device."""
+    if scaler is None or not scaler.is_enabled():
+        return 1.0
+    return scaler.scale(torch.ones((), device=space.device)).to(space.scalars()[0])

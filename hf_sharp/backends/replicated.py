@@ -8,10 +8,13 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from hf_sharp.backends.base import AbstractBackend, check_dense
-from hf_sharp.parameters import Perturb, describe
+from hf_sharp.arithmetic import Scalar
+from hf_sharp.backends.base import AbstractBackend, check_dense, scale_of
+from hf_sharp.backends.units import unit_norms
+from hf_sharp.parameters import Perturb, describe, same, trainable
 from hf_sharp.vector import Parts, Space, Vector
 
 _CHUNK_BYTES = 25 * 2**20
@@ -23,9 +26,19 @@ class Replicated(AbstractBackend):
     Args:
         model: the module whose trainable parameters are trained, as the loop calls it.
         perturb: the user's name patterns, see `hf_sharp.parameters.describe`.
+        scaler: the loop's.
+        sync_each_batch: whether DDP reduces after every micro-batch, as the loop was told to.
     """
 
-    def __init__(self, model: nn.Module, perturb: Perturb = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        perturb: Perturb = None,
+        scaler: GradScaler | None = None,
+        *,
+        sync_each_batch: bool = False,
+    ) -> None:
+        self._scaler, self._each = scaler, sync_each_batch
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
         self._model = model if self._ddp is None else self._ddp.module
         self._perturb = perturb
@@ -38,13 +51,13 @@ class Replicated(AbstractBackend):
         return self._ddp is not None and self._ddp.static_graph
 
     def refresh(self) -> None:
-        if not _same([p for p in self._model.parameters() if p.requires_grad], self._parameters):
+        if not same(trainable(self._model).values(), self._parameters):
             self._look()
 
     def _look(self) -> None:
         pieces = describe(self._model, self._perturb)
-        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
-        self.space = Space(pieces, self.weights(), self.total)
+        self._parameters = list(trainable(self._model).values())
+        self.space = Space(pieces, self.weights(), self.total, self._parameters[0].device)
 
     def weights(self) -> list[Tensor]:
         return [p.detach() for p in self._parameters]
@@ -64,6 +77,9 @@ class Replicated(AbstractBackend):
     def put_gradient(self, parts: Parts) -> None:
         for p, part in zip(self._parameters, parts, strict=True):
             p.grad = part
+
+    def loss_scale(self) -> Scalar:
+        return scale_of(self._scaler, self.space)
 
     def total(self, x: Tensor, op: str) -> Tensor:
         return x
@@ -85,7 +101,7 @@ class Replicated(AbstractBackend):
         group, ranks = self._ddp.process_group, dist.get_world_size(self._ddp.process_group)
         anywhere = [part is not None for part in parts]
         if self._ddp.find_unused_parameters:  # elsewhere all ranks have gradients for the same parameters
-            found = torch.tensor(anywhere, dtype=torch.int32, device=self.space.like[0].device)
+            found = torch.tensor(anywhere, dtype=torch.int32, device=self.space.device)
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=group)
             anywhere = found.bool().tolist()
         averaged = [
@@ -100,19 +116,15 @@ class Replicated(AbstractBackend):
         return averaged
 
     def unit_norms(self, v: Vector) -> list[Tensor]:
-        norms = []
-        for piece, part, like in zip(self.space.pieces, v.tensors(), self.space.like, strict=True):
-            x = torch.zeros_like(like) if part is None else part
-            axes = [axis for axis in range(x.ndim) if axis != piece.unit_axis]
-            norms.append(torch.linalg.vector_norm(x, dim=axes, keepdim=True) if axes else x.abs())
-        return norms
+        return unit_norms(self.space, v)
 
     @contextmanager
     def evaluation(self, *, last: bool, local: bool) -> Iterator[None]:
         if self._ddp is None:
             yield
             return
-        before, self._ddp.require_backward_grad_sync = self._ddp.require_backward_grad_sync, last and not local
+        before = self._ddp.require_backward_grad_sync
+        self._ddp.require_backward_grad_sync = (last or self._each) and not local
         if local:
             self._ddp.require_forward_param_sync = self._ddp.require_forward_param_sync or last
         try:
@@ -132,7 +144,3 @@ def _chunks(parts: list[Tensor]) -> Iterator[list[Tensor]]:
         run.append(x)
     if run:
         yield run
-
-
-def _same(these: list[nn.Parameter], those: list[nn.Parameter]) -> bool:
-    return len(these) == len(those) and all(a is b for a, b in zip(these, those, strict=True))

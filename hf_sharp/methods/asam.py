@@ -21,12 +21,21 @@ class ASAM(AbstractMethod):
     ``d = g(w + e)`` with ``e = rho T sign(g) |T g|^(q-1) / |T g|_q^(q-1)``; for p = 2 ``e = rho T^2 g / |T g|``. T is
     diagonal: ``|w| + eta``, and 1 for additive biases.
 
-    Cost: 2 passes; memory for one gradient, e and the old weights. Biases are told from weights by their name and module:
-    the weights of norm layers, embeddings, class tokens and position embeddings are scaled. (The authors' code scales
-    whatever has "weight" in its name, and so leaves class tokens and position embeddings out.)
+    Cost: 2 passes; memory for one gradient, e and the old weights.
+
+    Suggested values: rho 0.5 on CIFAR-10, 1.0 on CIFAR-100, for a PyramidNet-272 on both and for a ResNet-50 on ImageNet,
+    0.2 with Adam on IWSLT'14; eta 0.01 (sections 5.2 and 5.3). p = 2 does better than infinity, filters as well as elements,
+    and scaled biases do not help (figure 4).
+
+    Caveats: rho is in units of the weights, so SAM's values do not carry over: here they are two to twenty times larger.
+    Other implementations scale biases, too, and have eta = 0; their values of rho belong to ``ASAM(eta=0,
+    scale_biases=True)``, where a weight that is 0 never moves (LoRA's B at the start). Biases are told from weights by their
+    name and module: the weights of norm layers, embeddings, class tokens and position embeddings are scaled. (The authors'
+    code scales whatever has "weight" in its name, and so leaves class tokens and position embeddings out.) With 80 % wrong
+    labels ASAM was below SGD (table 6).
 
     Args:
-        rho: radius in the scaled p-norm, >= 0; 0.5 (CIFAR-10), 1.0 (CIFAR-100, ImageNet), 0.2 (IWSLT).
+        rho: radius in the scaled p-norm, >= 0.
         eta: added to every ``|w|`` for stability, >= 0.
         p: the norm, from 1 to infinity.
         scale: ``"element"``, or ``"filter"``: one norm per output filter of weights with 4 or more dimensions (eq. 5).

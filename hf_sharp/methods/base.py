@@ -11,10 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hf_sharp.arithmetic import Scalar
 from hf_sharp.clock import Clock
+from hf_sharp.methods.checks import whole
 from hf_sharp.methods.schedules import AbstractSchedule, Radius, as_number
 from hf_sharp.problem import AbstractOracle
-from hf_sharp.vector import Scalar, Vector
+from hf_sharp.vector import Vector
 
 _TINY = 1e-12
 
@@ -47,8 +49,10 @@ class AbstractMethod(ABC):
         return replace(self, **now) if now else self
 
     def check(self, steps: int | None) -> None:
-        """Raises ValueError where a part of the method needs the number of training steps and there is none."""
-        if steps is None:
+        """Raises ValueError where the number of training steps is none, or is missing and a part of the method needs it."""
+        if steps is not None:
+            whole(1, "steps", steps)
+        else:
             for part in self.parts():
                 if part.uses_steps:
                     raise ValueError(

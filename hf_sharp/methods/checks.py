@@ -42,6 +42,12 @@ def flag(name: str, value: object) -> None:
         raise ValueError(f"{name} must be True or False, got {value!r}. Pass e.g. {name}=True.")
 
 
+def function(name: str, value: object, *, example: str) -> None:
+    """Raises ValueError unless ``value`` can be called."""
+    if not callable(value):
+        raise ValueError(f"{name} must be a function, got {type(value).__name__}. Pass e.g. {example}.")
+
+
 def instance(kind: type, name: str, value: object, *, example: str) -> None:
     """Raises ValueError unless ``value`` is of the kind."""
     if not isinstance(value, kind):

@@ -15,7 +15,13 @@ from hf_sharp.vector import Vector
 class During(AbstractMethod):
     """``method`` while ``start <= step / steps < stop``, ``otherwise`` before and after.
 
-    SAM in the last part of training costs little and gains most of what SAM gains: ``During(SAM(), start=0.9)``.
+    Cost: ``1 + (n - 1) (stop - start)`` passes on average for a method of n.
+
+    Suggested values: SAM in the last part of training costs little and gains most of what SAM gains:
+    ``During(SAM(), start=0.9)``.
+
+    Caveats: it has to know the number of training steps: the Trainer says it, a loop passes ``SharpStep(..., steps=...)``. A
+    run that ends early never gets to a late start; ``sharpness/passes`` in the logs shows when the method is on.
 
     Args:
         method: what runs during the part.
@@ -25,6 +31,9 @@ class During(AbstractMethod):
 
     Raises:
         ValueError: start is not below stop.
+
+    References:
+        Zhou et al., Sharpness-Aware Minimization Efficiently Selects Flatter Minima Late in Training, ICLR 2025.
     """
 
     method: AbstractMethod

@@ -14,14 +14,24 @@ from hf_sharp.vector import Vector
 class Every(AbstractMethod):
     """``method`` on the steps with ``(step - offset) % k == 0``, ``otherwise`` on the others.
 
-    Cost: on average ``1 + (n - 1) / k`` passes for a method of n. GAM on every 10th step does most of what GAM on all steps
-    does (Zhang et al., 2023, section 5.5); its SAM+GAM curve is ``Every(10, GAM(base=SAM()), otherwise=SAM())``.
+    Cost: ``1 + (n - 1) / k`` passes on average for a method of n, and that of ``otherwise``.
+
+    Suggested values: GAM on every 10th step does about what GAM on all steps does, with a larger alpha (Zhang et al.,
+    section 5.5); SAM+GAM so is ``Every(10, GAM(base=SAM()), otherwise=SAM())``.
+
+    Caveats: for SAM alone the same saving costs much of the gain (Liu et al.); `During` is the better way to save there.
+    ``sharpness/...`` in the logs is about the step that is logged: with ``logging_steps`` a multiple of k they show always
+    the same kind of step.
 
     Args:
         k: the period in optimizer steps, >= 1.
         method: what runs on every k-th step.
         offset: which of each k steps it is, counted from 0.
         otherwise: what runs on the others; None: the plain gradient.
+
+    References:
+        Zhang et al., CVPR 2023, section 5.5. Liu et al., Towards Efficient and Scalable Sharpness-Aware Minimization, CVPR
+        2022.
     """
 
     k: int

@@ -19,9 +19,17 @@ class GSAM(AbstractMethod):
 
     Cost: 2 passes; memory for one gradient and the old weights.
 
+    Suggested values (table 4, rho from the peak learning rate to the lowest): ResNet-50 and -101 rho 0.04 to 0.02, alpha
+    0.01; ViT-S/32 0.6 to 0, 0.4; ViT-S/16 0.6 to 0, 1.0; ViT-B/32 0.6 to 0.1, 0.6; ViT-B/16 0.6 to 0.2, 0.4. All at a batch
+    of 4,096 with a perturbation per device.
+
+    Caveats: alpha has to fit the model, its best values lie a hundred times apart, and the ViTs' radii are far too large for
+    a small network. With ``alpha=0`` and a constant rho it is SAM. A radius that follows the learning rate needs a scheduler
+    that lowers it; during warm-up it starts at ``rho_min``.
+
     Args:
         rho: radius, >= 0; at the peak learning rate where ``rho_min`` is given.
-        alpha: weight of the orthogonal part, >= 0; 0.01 (ResNet-50) to 1.0 (ViT-S/16), 0.4 (ViT-B/16).
+        alpha: weight of the orthogonal part, >= 0.
         rho_min: the radius where the learning rate is 0; between, it follows the learning rate (`FollowLR`). None: rho as
             it is.
 

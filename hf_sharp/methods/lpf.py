@@ -16,13 +16,18 @@ from hf_sharp.vector import Vector
 class LPF(AbstractMethod):
     """Low-pass filtered gradient: the mean gradient over Gaussian draws around the weights.
 
-    ``d = mean_k g(w + delta_k)`` with kernel-wise noise ``delta_k = gamma z_k |w_j|``.
+    ``d = mean_k g(w + delta_k)`` with kernel-wise noise ``delta_k = gamma z |w_j|``, as in `RSAM`.
 
-    Cost: ``draws`` passes; memory for one gradient, one draw and the old weights. The first pass runs at w + delta_0, so
-    the logged loss and the BatchNorm statistics are those of the first draw.
+    Cost: ``draws`` passes; memory for one gradient, one draw and the old weights.
+
+    Suggested values: gamma 0.0005 to 0.005 with 8 draws. Those of the R-SAM paper, where it is a baseline (tables 1 and 2),
+    are in an appendix.
+
+    Caveats: a baseline; nothing ascends. The first pass runs at w + delta_0, so the logged loss and the BatchNorm statistics
+    are those of the first draw.
 
     Args:
-        gamma: standard deviation of the noise relative to the norm of each output unit, >= 0; e.g. 0.0005 to 0.005.
+        gamma: standard deviation of the noise relative to the norm of each output unit, >= 0.
         draws: how many draws, >= 1.
 
     References:

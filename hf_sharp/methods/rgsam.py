@@ -17,10 +17,15 @@ class RGSAM(AbstractMethod):
     """R-SAM's perturbation with GSAM's decomposition. The form is inferred.
 
     ``g' = g(w + delta_0)``, ``g_p = g(w + e)`` as in `RSAM`, ``d = g_p - alpha g'_perp`` with the part of g' orthogonal to
-    g_p. The R-SAM paper (section 4.5) reports results under this name without giving an algorithm or code; this is what its
-    text suggests.
+    g_p.
 
-    Cost: 2 passes; memory for one gradient, delta_0, e and the old weights. As in R-SAM the first pass runs at w + delta_0.
+    Cost: 2 passes; memory for one gradient, delta_0, e and the old weights.
+
+    Suggested values: none are published. ``RGSAM(rho=0.05, gamma=0.0025, lam=2.0, alpha=0.3)`` is R-SAM's here, with the
+    alpha that stands unused in its authors' code.
+
+    Caveats: the R-SAM paper (section 4.5) reports results under this name without giving an algorithm or code; this is what
+    its text suggests. As in R-SAM the first pass runs at w + delta_0.
 
     Args:
         rho: radius, >= 0.

@@ -18,20 +18,23 @@ class RSAM(AbstractMethod):
 
     ``delta_0 = gamma z |w_j|``, ``g' = g(w + delta_0)``, ``d = g(w + e)`` with
     ``e = rho (delta_0 + lam g') / |delta_0 + lam g'|`` (eq. 7), or, without projection, ``e = delta_0 + rho g' / |g'|``
-    (eq. 6).
+    (eq. 6). z is standard normal and ``|w_j|`` the norm of the output unit that an entry belongs to.
 
-    Cost: 2 passes; memory for one gradient, delta_0, e and the old weights. The first pass runs at w + delta_0, so the
-    logged loss and the BatchNorm statistics are those of the smoothed point. The mix depends on the size of the gradient:
-    late in training delta_0 can outweigh ``lam g'``.
+    Cost: 2 passes; memory for one gradient, delta_0, e and the old weights.
 
-    The paper writes ``N(0, gamma^2 diag(|w_j|))``, which can be read as a variance of gamma^2 |w_j|. The authors' code
-    scales the standard deviation, gamma |w_j|, and so does this class. Equal-shaped tensors get independent noise (in the
-    authors' code they share it).
+    Suggested values: the authors' code for ViTs on ImageNet has lam = 2, ``gamma=Cosine(0.0005, 0.0025)`` and a rho that
+    follows the learning rate from 2.5 to 1.5, with 16 images per perturbation. For ResNets start from SAM's rho; the paper's
+    own values are in its appendix. Accuracy depends little on rho and lam (section 4.6).
+
+    Caveats: the first pass runs at w + delta_0, so the logged loss and the BatchNorm statistics are those of the smoothed
+    point. The mix depends on the size of the gradient: late in training delta_0, which is about ``gamma sqrt(fan-in)`` times
+    as long as the weights, can outweigh ``lam g'``. The paper writes ``N(0, gamma^2 diag(|w_j|))``, which can be read as a
+    variance of gamma^2 |w_j|; the authors' code scales the standard deviation, gamma |w_j|, and so does this class.
+    Equal-shaped tensors get independent noise (in the authors' code they share it).
 
     Args:
-        rho: radius, >= 0. The authors' ImageNet runs follow the learning rate from 2.5 to 1.5.
-        gamma: standard deviation of the noise relative to the norm of each output unit, >= 0; the authors' code lets it
-            grow with ``Cosine(0.0005, 0.0025)``.
+        rho: radius, >= 0.
+        gamma: standard deviation of the noise relative to the norm of each output unit, >= 0.
         lam: the weight of the (raw) gradient against the noise, >= 0; read where ``project`` is True.
         project: whether the whole shift is projected onto the sphere of radius rho.
 

@@ -32,7 +32,11 @@ Radius: TypeAlias = float | AbstractSchedule
 
 @dataclass(frozen=True)
 class Constant(AbstractSchedule):
-    """``value`` at every step; the same as the number itself."""
+    """``value`` at every step; the same as the number itself.
+
+    Args:
+        value: the number, >= 0.
+    """
 
     value: float
 
@@ -42,7 +46,16 @@ class Constant(AbstractSchedule):
 
 @dataclass(frozen=True)
 class Linear(AbstractSchedule):
-    """From ``start`` at the first step in a straight line to ``stop`` at the last."""
+    """From ``start`` at the first step in a straight line to ``stop`` at the last.
+
+    ``start + (stop - start) t`` with the share t of training that is over, 0 at the first step and 1 at the last.
+
+    Caveats: a loop has to say how many steps there are: ``SharpStep(..., steps=...)``.
+
+    Args:
+        start: the value at the first step, >= 0.
+        stop: the value at the last step, >= 0.
+    """
 
     start: float
     stop: float
@@ -56,7 +69,15 @@ class Linear(AbstractSchedule):
 class Cosine(AbstractSchedule):
     """From ``start`` at the first step along half a cosine to ``stop`` at the last.
 
-    R-SAM's released code grows its noise with ``Cosine(0.0005, 0.0025)``.
+    ``start + (stop - start) (1 - cos(pi t)) / 2`` with the share t of training that is over.
+
+    Suggested values: R-SAM's released code grows its noise with ``Cosine(0.0005, 0.0025)``.
+
+    Caveats: a loop has to say how many steps there are: ``SharpStep(..., steps=...)``.
+
+    Args:
+        start: the value at the first step, >= 0.
+        stop: the value at the last step, >= 0.
     """
 
     start: float
@@ -69,7 +90,16 @@ class Cosine(AbstractSchedule):
 
 @dataclass(frozen=True)
 class WarmUp(AbstractSchedule):
-    """``value * step / warmup_steps`` over the first steps, then ``value``, which is a number or a schedule."""
+    """``value * step / warmup_steps`` over the first steps, then ``value``.
+
+    Suggested values: as many steps as the learning rate warms up, where training with the full radius diverges at its start.
+
+    Caveats: the first step has the radius 0, and so is a plain one at the price of a whole one.
+
+    Args:
+        value: the number that is warmed up to, >= 0, or a schedule.
+        warmup_steps: how many steps it takes, >= 1.
+    """
 
     value: Radius
     warmup_steps: int
@@ -84,7 +114,16 @@ class WarmUp(AbstractSchedule):
 
 @dataclass(frozen=True)
 class InverseSqrt(AbstractSchedule):
-    """``value / sqrt(t)`` with t = 1, 2, ... the number of the step: the decay under which SAM's convergence is proven."""
+    """``value / sqrt(t)`` with t = 1, 2, ... the number of the step.
+
+    Caveats: it is the decay of proofs of convergence; the papers train with constant radii.
+
+    Args:
+        value: the value at the first step, >= 0.
+
+    References:
+        Zhang et al., CVPR 2023, Theorem 4.4.
+    """
 
     value: float
 
@@ -94,13 +133,20 @@ class InverseSqrt(AbstractSchedule):
 
 @dataclass(frozen=True)
 class FollowLR(AbstractSchedule):
-    """``low + (high - low) * (lr - lr_min) / (lr_max - lr_min)``, and ``low`` where lr is below lr_min (GSAM, section 4).
+    """``low + (high - low) * (lr - lr_min) / (lr_max - lr_min)``, and ``low`` where lr is below lr_min.
+
+    Suggested values: for ViTs 0.6 falling to 0, 0.1 or 0.2 with GSAM (its table 4); 2.5 to 1.5 with R-SAM (its code).
+
+    Caveats: under a constant learning rate it stays at ``high``. The learning rate is that of the optimizer's first group.
 
     Args:
-        high: the value at the peak learning rate; the constant value where ``lr_max == lr_min``.
-        low: the value at the lowest learning rate.
+        high: the value at the peak learning rate, >= 0; the constant value where ``lr_max == lr_min``.
+        low: the value at the lowest learning rate, >= 0.
         lr_max: the peak learning rate; None takes the scheduler's.
         lr_min: the lowest learning rate.
+
+    References:
+        Zhuang et al., ICLR 2022, section 4.
     """
 
     high: float

@@ -1,0 +1,172 @@
+"""The backend of DeepSpeed's engine, ZeRO stages 0 to 3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from torch import Tensor
+
+from hf_sharp.arithmetic import Scalar
+from hf_sharp.backends.base import AbstractBackend
+from hf_sharp.backends.units import sharded_unit_norms
+from hf_sharp.backends.zero import store_of
+from hf_sharp.parameters import Perturb, describe, trainable
+from hf_sharp.vector import Parts, Space, Vector
+from hf_sharp.versions import check_version
+
+_TRIED = ">=0.19.0,<0.20.0"
+_REFUSED = {
+    "zero_optimization.zero_hpz_partition_size": (1, "secondary shards (hpZ) are not written back"),
+    "zero_optimization.zero_quantized_weights": (False, "quantised gathers (qwZ) would round the shift away"),
+    "zero_optimization.zero_quantized_gradients": (False, "quantised reductions (qgZ) would round the passes' differences"),
+    "zero_optimization.zenflow": (None, "it updates weights between the passes"),
+    "compile.deepcompile": (False, "it reduces gradients where they cannot be held back"),
+}
+
+
+def check_config(accelerator: Accelerator) -> int:
+    """The ZeRO stage.
+
+    Raises:
+        ImportError: DeepSpeed is of a version whose private names were not tried.
+        ValueError: the configuration has something that cannot hold a shift.
+    """
+    check_version("deepspeed", deepspeed.__version__, _TRIED)
+    config = accelerator.state.deepspeed_plugin.hf_ds_config
+    for device in ("offload_optimizer", "offload_param"):
+        if config.get_value(f"zero_optimization.{device}.device") == "nvme":
+            raise ValueError(f"Weights must be in memory, got {device} to NVMe. Offload to the CPU: device: cpu.")
+    for name, (plain, reason) in _REFUSED.items():
+        got = config.get_value(name, plain)
+        if got != plain:
+            raise ValueError(f"{name} must be {plain}, got {got!r}: {reason}. Leave it out of the DeepSpeed config.")
+    return int(config.get_value("zero_optimization.stage", 0))
+
+
+def shape_of(p: Any) -> tuple[int, ...]:
+    """The full shape of a parameter, also where ZeRO-3 left an empty tensor."""
+    return tuple(p.ds_shape) if is_zero_param(p) else tuple(p.shape)
+
+
+class DeepSpeed(AbstractBackend):
+    """A model in DeepSpeed's engine. The shift is made in the weights that the optimizer keeps, and published as the engine
+    publishes a step.
+
+    Args:
+        accelerator: the loop's, with the engine prepared.
+        perturb: the user's name patterns, see `hf_sharp.parameters.describe`.
+        local: whether each rank shall have its own perturbation; not under ZeRO-3.
+    """
+
+    whole = False
+
+    def __init__(self, accelerator: Accelerator, perturb: Perturb = None, *, local: bool = False) -> None:
+        check_config(accelerator)
+        self._accelerator = accelerator
+        self._engine = engine = accelerator.deepspeed_engine_wrapped.engine
+        self._everything = describe(engine.module, perturb, shape_of)
+        self._group = engine.data_parallel_group
+        self._store = store_of(engine, local=local)
+        by_name = trainable(engine.module)
+        whole = {id(by_name[piece.name]): piece for piece in self._everything}
+        pieces = [
+            replace(whole[id(fragment.parameter)], start=fragment.start, stop=fragment.stop)
+            for fragment in self._store.fragments
+        ]
+        self.space = Space(tuple(pieces), self.weights(), self.total, torch.device(engine.device))
+        self._filled = self._stale = False
+
+    def refresh(self) -> None:
+        """Settle what an exception left. The engine keeps the parameters that it was made with."""
+        self.settle()
+
+    def weights(self) -> list[Tensor]:
+        return self._store.weights()
+
+    def publish(self) -> None:
+        """Only noted: it is done together by all ranks, when the next pass or the loop needs it."""
+        self._stale = True
+
+    def settle(self) -> None:
+        if self._stale:
+            self._stale = False
+            self._store.publish()
+            torch.clear_autocast_cache()
+
+    def take_gradient(self) -> Parts:
+        parts: Parts = self._store.take() if self._filled else [None] * len(self.space.pieces)
+        self._filled = False
+        return parts
+
+    def put_gradient(self, parts: Parts) -> None:
+        self._store.put(parts)
+        self._filled = True
+
+    def commit(self) -> None:
+        self._store.reduce()
+        self._engine.set_gradient_accumulation_boundary(True)
+        self._engine.step()
+        self._filled = False
+        if self._engine.was_step_applied():
+            self._stale = False  # the engine published the weights after its step
+        self.settle()
+
+    def loss_scale(self) -> Scalar:
+        if not self._engine.fp16_enabled():
+            return 1.0
+        return torch.full((), float(self._engine.optimizer.loss_scale), device=self.space.scalars()[0])
+
+    def total(self, x: Tensor, op: str) -> Tensor:
+        if self._store.holds_all:
+            return x
+        summed = x.to(self.space.device, copy=True)
+        dist.all_reduce(summed, op=dist.ReduceOp.SUM if op == "sum" else dist.ReduceOp.MAX, group=self._group)
+        return summed.to(x.device)
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self._group)
+
+    def mean(self, loss: Tensor) -> Tensor:
+        summed = loss.clone()
+        dist.all_reduce(summed, group=self._group)
+        return summed / dist.get_world_size(self._group)
+
+    def average(self, parts: Parts) -> Parts:
+        """The parts as they are: the engine's own reduction comes before its step."""
+        return parts
+
+    def unit_norms(self, v: Vector) -> list[Tensor]:
+        return sharded_unit_norms(self._everything, self.space, v)
+
+    @contextmanager
+    def evaluation(self, *, last: bool, local: bool) -> Iterator[None]:
+        self.settle()
+        usual = self._accelerator.deepspeed_engine_wrapped
+        self._accelerator.deepspeed_engine_wrapped = _Backward(self._engine, boundary=last)
+        self._filled = True
+        try:
+            with self._store.held_back():
+                yield
+        finally:
+            self._accelerator.deepspeed_engine_wrapped = usual
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """Stands in for accelerate's wrapper of the engine, whose backward would also step."""
+
+    engine: Any
+    boundary: bool
+
+    def backward(self, loss: Tensor, sync_gradients: bool = True, **kwargs: Any) -> None:
+        self.engine.set_gradient_accumulation_boundary(self.boundary)
+        self.engine.backward(loss, **kwargs)
