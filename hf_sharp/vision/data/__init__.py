@@ -1,0 +1,1 @@
+"""Images with labels: sources, label noise, augmentation and batches."""
