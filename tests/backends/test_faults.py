@@ -1,0 +1,95 @@
+"""An exception on one rank in the middle of a pass ends the training on all of them, and is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn.utils import parameters_to_vector
+from torch.optim import SGD
+from torch.utils.data import DataLoader
+
+from hf_sharp import SharpStep
+from tests.backends.launches import ROOT, SLOW
+from tests.problems import generic
+from tests.workers.faults import GOOD_STEPS, METHOD, SIZE, samples
+from tests.workers.trainers import Loadable, SmallConfig
+
+CASES = [
+    ("fsdp2", "forward"),
+    ("zero2", "forward"),
+    *(pytest.param(kind, "forward", marks=SLOW) for kind in ("ddp", "zero1", "zero3")),
+    *(pytest.param(kind, "backward", marks=SLOW) for kind in ("ddp", "fsdp2", "zero2")),
+]
+STARTS, ENDS = 240.0, 30.0
+"""How long the training may take until the fault, and from there to the end, in seconds."""
+
+
+def waited(process: subprocess.Popen[bytes], until: Callable[[], bool], seconds: float) -> bool:
+    """Whether a process has ended, or something happened, in time."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and not until():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def fail(kind: str, place: str, folder: Path) -> None:
+    """Launch a training that fails, and fail where it ends late, or as if nothing had been, or without a word."""
+    if kind.startswith("zero"):
+        pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.workers.faults"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    with (folder / "log").open("w") as log:
+        command = [sys.executable, "-m", *launcher, kind, place, str(folder)]
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+        try:
+            started = waited(process, (folder / "fault").exists, STARTS)
+            ended = waited(process, lambda: False, ENDS)
+        finally:
+            process.terminate()  # it ends the ranks
+            process.wait()
+    said = (folder / "log").read_text()
+    assert started, said[-8000:]
+    assert (folder / "fault").exists(), said[-8000:]
+    assert ended, f"the launcher still runs {ENDS:.0f} s after the fault\n{said[-8000:]}"
+    assert process.returncode not in (0, -signal.SIGTERM)
+    assert "Traceback (most recent call last)" in said
+    assert "in _raise" in said
+    assert f"RuntimeError: a fault on rank 1 in the {place}" in said
+
+
+@pytest.mark.parametrize(("kind", "place"), CASES)
+def test_the_launcher_ends(kind: str, place: str, tmp_path: Path) -> None:
+    """Within 30 seconds, not with 0, and with the traceback; the rank that failed keeps the weights that it began with."""
+    fail(kind, place, tmp_path)
+    assert (tmp_path / "restored-1").read_text() == "True"
+    other = tmp_path / "restored-0"
+    assert not other.exists() or other.read_text() == "True"
+
+
+def test_no_checkpoint_is_perturbed(tmp_path: Path) -> None:
+    """Saved after each step, the weights are those of the steps that went well, and of no other place."""
+    fail("trainer", "forward", tmp_path)
+    saved = {path.name: load_file(path / "model.safetensors") for path in (tmp_path / "out").iterdir()}
+    assert sorted(saved) == [f"checkpoint-{step + 1}" for step in range(GOOD_STEPS)]
+    model = Loadable(SmallConfig())
+    generic(model.core)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    sharp = SharpStep(model, optimizer, METHOD, steps=10)
+    for step, batch in enumerate(DataLoader(samples(GOOD_STEPS), batch_size=2 * SIZE)):  # type: ignore[arg-type]
+        sharp(lambda b: model(**b)["loss"], batch)
+        optimizer.step()
+        optimizer.zero_grad()
+        found = parameters_to_vector([saved[f"checkpoint-{step + 1}"][name] for name, _ in model.named_parameters()])
+        gap = torch.linalg.vector_norm(found - parameters_to_vector(model.parameters()).detach())
+        assert float(gap) <= 1e-12  # a perturbed place is 0.5 away

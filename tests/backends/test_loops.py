@@ -1,0 +1,60 @@
+"""Every backend gives one process's numbers on the union of the ranks' data, in bare loops."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from tests.backends.launches import EXACT, SLOW, succeed
+from tests.workers.loops import localities, methods
+
+SLOW_ENGINES = ("zero0", "zero1", "zero2", "zero1_offload", "zero2_offload", "zero3_offload")
+KINDS = [*EXACT, "zero3", *(pytest.param(kind, marks=SLOW) for kind in SLOW_ENGINES)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the ranks found under one kind of training; each kind is launched once."""
+    folder = tmp_path_factory.mktemp("loops")
+
+    @cache
+    def launched(kind: str) -> dict[str, Any]:
+        succeed("loops", kind, folder / kind)
+        return torch.load(folder / kind, weights_only=True)
+
+    return launched
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranks_equal_one_process(kind: str, found: Any) -> None:
+    """Every method, accumulation 1 and 4, clipping off and on, and the values of perturb_over; and DDP's options.
+
+    DeepSpeed trains in float32: 1e-6. The logarithm of CR-SAM divides small differences, and rounds more: it may be off by
+    ten times what one process is in float32.
+    """
+    ranks, alone, single = found(kind)["weights"], found("alone")["weights"], found("alone32")["weights"]
+    assert len(ranks) >= (4 + len(localities(kind))) * len(methods(kind)) - 3
+    gaps = {name: float((w - alone[name]).abs().max()) for name, w in ranks.items()}
+    bounds = dict.fromkeys(gaps, 1e-12)
+    if kind not in EXACT:
+        rounding = {name: 10 * float((w - alone[name]).abs().max()) for name, w in single.items()}
+        bounds = {name: max(1e-6, rounding.get(name, 0.0)) for name in gaps}
+    assert {name: gap for name, gap in gaps.items() if not gap <= bounds[name]} == {}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fsdp2" and "zero3" not in str(kind)])
+def test_the_three_kinds_of_sharing_differ(kind: str, found: Any) -> None:
+    ranks = found(kind)["weights"]
+    kinds = [ranks["micro_batch sam"], ranks["device sam"], ranks["batch sam 4 None"]]
+    assert all(float((a - b).abs().max()) > 1e-4 for i, a in enumerate(kinds) for b in kinds[:i])
+
+
+@pytest.mark.parametrize("name", methods("ddp"))
+def test_reductions(name: str, found: Any) -> None:
+    """ "device" reduces once per optimizer step whatever the method's passes; "batch" once per pass, as many as it has."""
+    counts = found("ddp")["collectives"]
+    assert counts[f"device {name}"] == {"direct": 1}
+    assert counts[f"batch {name}"].get("buckets", 0) >= 1

@@ -1,0 +1,90 @@
+"""DeepSpeed in bfloat16 and float16: the shift is made in the float32 masters, and a skipped step leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.optim import SGD
+
+from hf_sharp import SAM, SharpStep
+from tests.backends.launches import SLOW, succeed
+from tests.problems import Perceptron, batch_for, generic
+from tests.workers.precision import RHO
+
+STORES = {
+    "zero1_bf16": "_Flat",
+    "zero3_bf16": "_Gathered",
+    "zero2_fp16": "_Flat",
+    "zero0_bf16": "_Whole",
+    "zero1_bf16_fp32": "_FlatWithWholeGradients",
+    "zero2_bf16": "_Flat",
+    "zero0_fp16": "_Whole",
+    "zero1_fp16": "_Flat",
+    "zero3_fp16": "_Gathered",
+    "zero2_bf16_offload": "_Flat",
+    "zero3_bf16_offload": "_Gathered",
+    "zero2_fp16_offload": "_Flat",
+    "zero3_fp16_offload": "_Gathered",
+}
+
+
+@pytest.mark.parametrize("kind", [k if i < 3 else pytest.param(k, marks=SLOW) for i, k in enumerate(STORES)])
+def test_masters_and_copies(kind: str, tmp_path: Path) -> None:
+    succeed("precision", kind, tmp_path / "found")
+    for rank in range(2):
+        found = torch.load(tmp_path / f"found-{rank}", weights_only=True)
+        assert found["store"] == STORES[kind]
+        assert found["first_at_the_weights"]
+        assert found["shift"] == pytest.approx(RHO, rel=1e-5)  # no bit of it is lost to rounding
+        assert found["scalars"]["sharpness/shift_norm_applied"] == pytest.approx(RHO, rel=1e-5)
+        assert found["published_0"], "the forward must see the cast of the masters"
+        assert found["published_1"], "the forward must see the cast of the shifted masters"
+        assert found["stepped"]
+        for poisoned in (0, 1):  # an infinite loss in this pass on one rank
+            assert found[f"masters_kept_{poisoned}"]
+            assert found[f"copies_kept_{poisoned}"]
+            if "fp16" in kind:
+                assert found[f"lowered_{poisoned}"] == 0.5
+
+
+def test_one_warning_for_weights_in_low_precision() -> None:
+    """The fix is in it, and the logs have the shift as it was applied beside the one asked for."""
+    model = generic(Perceptron()).to(torch.bfloat16)
+    with pytest.warns(UserWarning, match=r"^Weights should be kept in float32, got 6 of 6 in torch\.bfloat16") as seen:
+        sharp = SharpStep(model, SGD(model.parameters(), 0.1), SAM(rho=0.01))
+    assert len(seen) == 1
+    batch = batch_for(Perceptron())
+    before = [p.detach().clone() for p in model.parameters()]
+    shifted: list[list[torch.Tensor]] = []
+
+    def loss_of(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        shifted.append([p.detach().clone() for p in model.parameters()])
+        return model(x=given["x"].bfloat16(), labels=given["labels"])["loss"].float()
+
+    sharp(loss_of, batch, observe=True)
+    scalars = sharp.scalars()
+    moved = torch.cat([(a.double() - b.double()).reshape(-1) for a, b in zip(shifted[1], before, strict=True)])
+    assert scalars["sharpness/shift_norm"] == pytest.approx(0.01, rel=1e-2)
+    assert scalars["sharpness/shift_norm_applied"] == pytest.approx(float(moved.norm()), rel=1e-2)
+    assert scalars["sharpness/shift_norm_applied"] != pytest.approx(0.01, rel=0.05)
+
+
+def test_no_warning_for_float32(recwarn: pytest.WarningsRecorder) -> None:
+    model = Perceptron()
+    SharpStep(model, SGD(model.parameters(), 0.1), SAM())
+    assert not [w for w in recwarn if "float32" in str(w.message)]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_the_scaler_skips_on_every_rank(kind: str, tmp_path: Path) -> None:
+    """An infinite loss in either pass on one rank: no rank steps, each lowers its scale once."""
+    succeed("scaler", kind, tmp_path / "found")
+    for rank in range(2):
+        found = torch.load(tmp_path / f"found-{rank}", weights_only=True)
+        assert found == {
+            "None": {"kept": False, "scale": 1.0},
+            "0": {"kept": True, "scale": 0.5},
+            "1": {"kept": True, "scale": 0.5},
+        }

@@ -1,0 +1,55 @@
+"""DeepSpeed engines on the CPU, through accelerate."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DeepSpeedPlugin
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+
+def config(kind: str, accumulation: int, clip: float | None, **more: Any) -> dict[str, Any]:
+    """A DeepSpeed configuration: zero0 to zero3, or with the ending _offload."""
+    zero: dict[str, Any] = {"stage": int(kind[4]), "stage3_gather_16bit_weights_on_model_save": kind[4] == "3"}
+    if kind.endswith("offload"):
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+    return {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip or 0.0,  # the default is 1
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **more,
+    }
+
+
+def engine(
+    kind: str, model: nn.Module, accumulation: int, clip: float | None, **more: Any
+) -> tuple[Any, Optimizer, Accelerator]:
+    """A model in an engine with SGD, its optimizer, and the accelerator that prepared them."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    plugin = DeepSpeedPlugin(hf_ds_config=config(kind, accumulation, clip, **more))
+    accelerator = Accelerator(deepspeed_plugin=plugin, gradient_accumulation_steps=accumulation)
+    prepared, optimizer = accelerator.prepare(model, SGD(model.parameters(), lr=0.1, momentum=0.9))
+    return prepared, optimizer, accelerator
+
+
+def full_weights(wrapped: Any) -> Tensor:
+    """The whole trainable weights in float64, as the engine's optimizer keeps them."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    whole = []
+    for p in (p for p in wrapped.module.parameters() if p.requires_grad):
+        master = safe_get_full_fp32_param(p) if wrapped.zero_optimization_stage() else p.detach()
+        assert master is not None
+        whole.append(master.detach().double().reshape(-1))
+    return torch.cat(whole)

@@ -1,0 +1,172 @@
+"""What each rank of the tests of models' options runs: a tied Llama with one option each, three steps of two methods.
+
+    torchrun --nproc-per-node 2 -m tests.workers.options KIND FILE
+
+KIND is ddp, fsdp2, zero1, zero2 or zero3. Without torchrun, as ``alone``, it computes the same in one process on the union
+of the ranks' data.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+
+from hf_sharp import GSAM, RSAM, AbstractMethod, SharpStep
+from tests.models import collated, llama, rows, seeded
+from tests.workers.engines import engine, full_weights
+
+RANK = int(os.environ.get("RANK", "0"))
+RANKS = 2
+METHODS: dict[str, AbstractMethod] = {"gsam": GSAM(rho=0.1), "rsam": RSAM(rho=0.1, gamma=0.02)}
+
+
+class WithSpare(nn.Module):
+    """A model with a layer that no forward uses."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core, self.spare = core, seeded(lambda: nn.Linear(3, 3))
+
+    def forward(self, **batch: Tensor) -> Any:
+        return self.core(**batch)
+
+
+def plain() -> nn.Module:
+    """The model as it is: tied embeddings, SDPA attention."""
+    return llama(dropout=0.0)
+
+
+def checkpointed(reentrant: bool) -> nn.Module:
+    """With gradient checkpointing."""
+    model: Any = llama(dropout=0.0)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    return model.train()
+
+
+def frozen() -> nn.Module:
+    """With the first layer frozen."""
+    model = llama(dropout=0.0)
+    for name, p in model.named_parameters():
+        p.requires_grad_("layers.0." not in name)
+    return model
+
+
+def adapted(model: nn.Module) -> nn.Module:
+    """With LoRA adapters, whose B is not zero as it is when training starts."""
+    torch.manual_seed(0)
+    wrapped: Any = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    return wrapped
+
+
+OPTIONS: dict[str, Callable[[], nn.Module]] = {
+    "plain": plain,
+    "checkpointing": lambda: checkpointed(reentrant=False),
+    "reentrant": lambda: checkpointed(reentrant=True),
+    "frozen": frozen,
+    "lora": lambda: adapted(plain()),
+    "lora_beside": lambda: adapted(plain()),
+    "unused": lambda: WithSpare(plain()),
+    "compiled": plain,
+}
+
+
+def average(p: Tensor) -> None:
+    """What the Trainer hangs on adapters beside sharded weights: their gradient's mean over the ranks."""
+    assert p.grad is not None
+    dist.all_reduce(p.grad)
+    p.grad /= RANKS
+
+
+def sharded(option: str) -> nn.Module:
+    """The model under FSDP2, each layer by itself."""
+    model: Any = plain() if option == "lora_beside" else OPTIONS[option]()
+    model = model.double()
+    layers = [m for m in model.modules() if type(m).__name__ == "LlamaDecoderLayer"]
+    for module in (*layers, model):
+        fully_shard(module)
+    if option == "lora_beside":
+        model = adapted(model).double()
+        for p in model.parameters():
+            if p.requires_grad:
+                p.register_post_accumulate_grad_hook(average)
+    return model
+
+
+def batch_of(kind: str, step: int, micro: int) -> dict[str, Tensor]:
+    """This rank's micro-batch, or the union of all ranks'."""
+    ranks = range(RANKS) if kind == "alone" else (RANK,)
+    return collated([row for rank in ranks for row in rows("llama", 2, seed=100 * step + 10 * micro + rank)])
+
+
+def train(kind: str, option: str, method: AbstractMethod) -> Tensor:
+    """The trainable weights after three steps of two micro-batches."""
+    accelerator, share = None, 2
+    model: Any
+    optimizer: Any
+    if kind.startswith("zero"):
+        model, optimizer, accelerator = engine(kind, OPTIONS[option](), 2, None)
+        share = 1
+        assert model.zero_optimization_stage() == int(kind[4])
+    else:
+        model = sharded(option) if kind == "fsdp2" else OPTIONS[option]().double()
+        if kind == "ddp":
+            model = DistributedDataParallel(model, find_unused_parameters=option == "unused")
+        if kind == "fsdp2":
+            whole = [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
+            assert bool(whole) == (option == "lora_beside")
+        optimizer = SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        if option == "compiled":
+            model = torch.compile(model, backend="aot_eager")
+    sharp = SharpStep(model, optimizer, method, accelerator=accelerator, steps=3)
+    for step in range(3):
+        for micro in range(2):
+            if accelerator is not None:
+                accelerator.gradient_state._set_sync_gradients(micro == 1)
+            sharp(lambda b: model(**b)["loss"] / share, batch_of(kind, step, micro), last=micro == 1, micro_batches=2)
+        if accelerator is None:
+            optimizer.step()
+            optimizer.zero_grad()
+    if accelerator is not None:
+        return full_weights(model)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([(p.full_tensor() if isinstance(p, DTensor) else p).detach().double().reshape(-1) for p in trainable])
+
+
+def main() -> None:
+    """Run every option, make sure that the ranks agree, and let rank 0 write the results."""
+    kind, file = sys.argv[1:]
+    if kind != "alone":
+        dist.init_process_group("gloo")
+    found = {}
+    for option in OPTIONS:
+        if kind.startswith("zero") and option in ("lora_beside", "compiled"):
+            continue  # ZeRO shards adapters with the rest; DeepSpeed compiles by its own call
+        for name, method in METHODS.items():
+            found[f"{option} {name}"] = w = train(kind, option, method)
+            if kind != "alone":
+                other = w.clone()
+                dist.broadcast(other, src=0)
+                assert torch.equal(other, w), f"the ranks ended with different weights: {option} {name}"
+    if RANK == 0:
+        torch.save(found, file)
+    if kind != "alone":
+        dist.barrier()
+    print("done", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

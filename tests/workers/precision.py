@@ -1,0 +1,130 @@
+"""What each rank of the tests of DeepSpeed's low precision runs.
+
+    torchrun --nproc-per-node 2 -m tests.workers.precision KIND FILE
+
+KIND is a ZeRO stage and a precision: zero0_bf16, zero2_fp16 and so on; zero1_bf16_fp32 accumulates gradients in float32.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hf_sharp import SAM, SharpStep
+from tests.problems import Perceptron, generic
+from tests.workers.engines import engine
+from tests.workers.loops import piece
+
+RHO = 0.05
+
+
+class Half(nn.Module):
+    """A small model that computes in its weights' precision and returns its loss in float32; poison makes it infinite."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.core = generic(Perceptron()).to(dtype)
+        self.seen: list[Tensor] = []
+        self.poison = 1.0
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        out = self.core(x.to(self.core.inner.bias.dtype))["logits"].float()
+        return nn.functional.cross_entropy(out, labels) * self.poison
+
+
+def settings(kind: str) -> tuple[torch.dtype, dict[str, Any]]:
+    """The precision of a kind, and what DeepSpeed must be told."""
+    if "bf16" in kind:
+        more: dict[str, Any] = {"bf16": {"enabled": True}}
+        if kind.endswith("fp32"):
+            more["data_types"] = {"grad_accum_dtype": "fp32"}
+        return torch.bfloat16, more
+    scale = {"enabled": True, "initial_scale_power": 8, "hysteresis": 1, "loss_scale_window": 1000}
+    return torch.float16, {"fp16": scale}
+
+
+def masters_of(sharp: SharpStep) -> list[Tensor]:
+    """This rank's pieces of the weights that the optimizer keeps."""
+    return [w.clone() for w in sharp._backend.weights()]
+
+
+def main() -> None:
+    """Look at masters and copies in each pass, after a step, and after a step that an infinite loss let skip."""
+    kind, file = sys.argv[1:]
+    dist.init_process_group("gloo")
+    dtype, more = settings(kind)
+    if dtype == torch.float16:  # DeepSpeed wants an Intel chip for it; PyTorch computes it on any
+        from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+        CPU_Accelerator.supported_dtypes = lambda self: [torch.float32, torch.bfloat16, torch.float16]
+        CPU_Accelerator.is_fp16_supported = lambda self: True
+    model = Half(dtype)
+    wrapped, optimizer, accelerator = engine(kind, model, 1, None, **more)
+    assert wrapped.zero_optimization_stage() == int(kind[4])
+    assert wrapped.bfloat16_enabled() == (dtype == torch.bfloat16)
+    assert wrapped.fp16_enabled() == (dtype == torch.float16)
+    sharp = SharpStep(wrapped, optimizer, SAM(rho=RHO), accelerator=accelerator)
+    found: dict[str, Any] = {"store": type(sharp._backend._store).__name__}
+
+    passes: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    def copies() -> list[Tensor]:
+        """The low-precision weights as the forward sees them."""
+        parameters: list[Any] = list(model.core.parameters())
+        return [(p.ds_tensor if kind.startswith("zero3") else p).detach().clone() for p in parameters]
+
+    hook = model.core.outer.register_forward_pre_hook(
+        lambda module, args: passes.append((masters_of(sharp), [module.weight.detach().clone()]))
+    )
+    batch = piece(0, 0, dist.get_rank())
+    before = masters_of(sharp)
+    sharp(lambda b: wrapped(**b), batch, observe=True)
+    hook.remove()
+    found["scalars"] = sharp.scalars()
+    moved = [a - b for a, b in zip(passes[1][0], passes[0][0], strict=True)]
+    square = torch.stack([m.double().square().sum() for m in moved]).sum()
+    if not sharp._backend._store.holds_all:
+        dist.all_reduce(square)
+    found["shift"] = float(square.sqrt())
+    found["first_at_the_weights"] = all(torch.equal(a, b) for a, b in zip(passes[0][0], before, strict=True))
+    # what the forward saw of one weight, beside the masters, gathered from all ranks
+    for i, (masters, seen) in enumerate(passes):
+        whole = torch.zeros(seen[0].numel())
+        for piece_, master in zip(sharp._space.pieces, masters, strict=True):
+            if piece_.name.endswith("outer.weight"):
+                whole[piece_.start : piece_.stop] = master.float().reshape(-1)
+        if not sharp._backend._store.holds_all:
+            dist.all_reduce(whole)
+        found[f"published_{i}"] = bool(torch.equal(whole.to(dtype), seen[0].reshape(-1)))
+    after = masters_of(sharp)
+    found["stepped"] = not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+    scale = float(wrapped.optimizer.loss_scale) if dtype == torch.float16 else 1.0
+    for poisoned in (0, 1):
+        count = 0
+
+        def loss_of(b: dict[str, Tensor]) -> Tensor:
+            nonlocal count
+            model.poison = float("inf") if count == poisoned and dist.get_rank() == 1 else 1.0  # noqa: B023
+            count += 1
+            return wrapped(**b)
+
+        bits = masters_of(sharp), copies()
+        sharp(loss_of, batch)
+        found[f"masters_kept_{poisoned}"] = all(torch.equal(a, b) for a, b in zip(masters_of(sharp), bits[0], strict=True))
+        found[f"copies_kept_{poisoned}"] = all(torch.equal(a, b) for a, b in zip(copies(), bits[1], strict=True))
+        if dtype == torch.float16:
+            found[f"lowered_{poisoned}"] = float(wrapped.optimizer.loss_scale) / scale
+            scale = float(wrapped.optimizer.loss_scale)
+    torch.save(found, f"{file}-{dist.get_rank()}")
+    print("done", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

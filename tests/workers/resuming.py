@@ -1,0 +1,131 @@
+"""What each rank of the tests of save and resume runs; what it found in one file per rank.
+
+    torchrun --nproc-per-node 2 -m tests.workers.resuming KIND FOLDER
+
+KIND is ddp, zero1, zero2 or zero3 (through the Trainer), or fsdp2 (in a bare loop: the Trainer writes no optimizer state
+for models that were sharded while loading).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.optim import SGD
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from hf_sharp import SharpnessAwareTrainer, SharpStep
+from tests.models import differences, reseed, streams
+from tests.problems import Perceptron, batch_for, generic
+from tests.workers.engines import full_weights
+from tests.workers.train_and_die import Averaging
+from tests.workers.trainers import RANK, Loadable, trainer_for
+
+STEPS, CUT = 10, 4
+
+
+def optimizer_state(kind: str, trainer: SharpnessAwareTrainer) -> list[Tensor]:
+    """The tensors of this rank's optimizer state."""
+    inner: Any = trainer.model_wrapped.optimizer if kind.startswith("zero") else trainer.optimizer
+    state = inner.optimizer.state if kind.startswith("zero") else inner.state
+    return [x.detach().clone() for entry in state.values() for x in entry.values() if isinstance(x, Tensor)]
+
+
+def end(kind: str, trainer: SharpnessAwareTrainer) -> dict[str, Any]:
+    """All that a later step depends on."""
+    assert trainer._sharp is not None
+    weights = (
+        full_weights(trainer.model_wrapped)
+        if kind.startswith("zero")
+        else torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()])
+    )
+    memory = [[x.clone() for x in v.tensors() if x is not None] for v in trainer._sharp.memory.values()]
+    return {"weights": weights, "optimizer": optimizer_state(kind, trainer), "streams": streams(), "memory": memory}
+
+
+def through_the_trainer(kind: str, folder: Path) -> dict[str, Any]:
+    """Uninterrupted, and resumed from the checkpoint in the middle; and what a consolidated checkpoint holds."""
+    ends = []
+    for resume in (None, str(folder / f"checkpoint-{CUT}")):
+        reseed(0 if resume is None else 99)
+        every = {"save_strategy": "steps", "save_steps": CUT, "optim": "adamw_torch", "learning_rate": 0.01}
+        trainer: Any = trainer_for(kind, folder, Averaging(), 2, 0.5, dropout=0.2, output_dir=str(folder), **every)
+        trainer.train(resume_from_checkpoint=resume)
+        assert trainer.state.global_step == STEPS
+        ends.append(end(kind, trainer))
+    trainer.save_model(str(folder / "final"))
+    if dist.is_initialized():
+        dist.barrier()
+    unset_hf_deepspeed_config()  # load as a plain script does
+    loaded = Loadable.from_pretrained(folder / "final", dtype=torch.float64 if kind == "ddp" else torch.float32)
+    flat = torch.cat([p.detach().double().reshape(-1) for p in loaded.parameters()])
+    gap = float((flat - ends[-1]["weights"].double()).abs().max())
+    kept = len(ends[0]["memory"])
+    return {"differences": differences(*ends), "consolidated": gap, "memory": kept, "optimizer": len(ends[0]["optimizer"])}
+
+
+def in_a_bare_loop(folder: Path) -> dict[str, Any]:
+    """The same for fully_shard, with PyTorch's distributed checkpoints."""
+    dist.init_process_group("gloo")
+
+    def start() -> tuple[Any, SGD, SharpStep]:
+        model: Any = generic(Perceptron())
+        fully_shard(model.inner)
+        fully_shard(model)
+        optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return model, optimizer, SharpStep(model, optimizer, Averaging(), steps=STEPS)
+
+    def go(model: Any, optimizer: SGD, sharp: SharpStep, steps: range, save: bool) -> dict[str, Any]:
+        for step in steps:
+            if save and step == CUT:
+                weights, state = get_state_dict(model, optimizer)
+                dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "dcp")
+                torch.save(sharp.state_dict(), folder / f"sharp-{RANK}")
+            sharp(lambda b: model(**b)["loss"], batch_for(Perceptron(), seed=10 * step + RANK))
+            optimizer.step()
+            optimizer.zero_grad()
+        tensors = [p.to_local().clone() for p in model.parameters()]
+        moments = [optimizer.state[p]["momentum_buffer"].to_local().clone() for p in model.parameters()]
+        return {
+            "weights": tensors,
+            "moments": moments,
+            "memory": [[x.clone() for x in v.tensors()] for v in sharp.memory.values()],
+        }
+
+    uninterrupted = go(*start(), range(STEPS), save=True)
+    model, optimizer, sharp = start()
+    weights, state = get_state_dict(model, optimizer)
+    saved = {"model": weights, "optimizer": state}
+    dcp.load(saved, checkpoint_id=folder / "dcp")
+    set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
+    sharp.load_state_dict(torch.load(folder / f"sharp-{RANK}", weights_only=True))
+    resumed = go(model, optimizer, sharp, range(CUT, STEPS), save=False)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    gap = 0.0
+    if RANK == 0:
+        plain = Perceptron().double()
+        plain.load_state_dict(whole)
+        gap = max(float((whole[name] - p).abs().max()) for name, p in plain.named_parameters())
+    kept = len(uninterrupted["memory"])
+    return {"differences": differences(uninterrupted, resumed), "consolidated": gap, "memory": kept, "optimizer": 6}
+
+
+def main() -> None:
+    """Run the kind and write what this rank found."""
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    found = in_a_bare_loop(folder) if kind == "fsdp2" else through_the_trainer(kind, folder)
+    torch.save(found, folder / f"found-{RANK}.pt")
+    print("done", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

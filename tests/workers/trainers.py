@@ -1,0 +1,193 @@
+"""What each rank of the backends' tests runs through the Trainer; the results of each rank in one file.
+
+    torchrun --nproc-per-node 2 -m tests.workers.trainers KIND FOLDER
+
+KIND is ddp, fsdp2 (sharded while it is loaded) or zero0 to zero3. Without torchrun, as ``alone`` or ``alone32``, it trains
+the same cases in one process with batches of twice the size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState, GradientState
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PretrainedConfig, PreTrainedModel, Trainer
+from transformers.distributed import DistributedConfig
+
+from hf_sharp import AbstractMethod, SharpnessAwareTrainer
+from tests.models import arguments, bits, neutral_methods, reseed
+from tests.problems import EXAMPLES, Perceptron, batch_for, generic
+from tests.workers.engines import config, full_weights
+from tests.workers.loops import in_float32
+
+RANK = int(os.environ.get("RANK", "0"))
+RANKS = 2
+STEPS = 10
+
+
+class SmallConfig(PretrainedConfig):
+    """The configuration of `Loadable`."""
+
+    model_type = "hf_sharp_test_perceptron"
+
+    def __init__(self, dropout: float = 0.0, **kwargs: Any) -> None:
+        self.dropout = dropout
+        super().__init__(**kwargs)
+
+
+class Loadable(PreTrainedModel):
+    """The two-layer network as a model that `from_pretrained` loads."""
+
+    config_class = SmallConfig
+    base_model_prefix = ""
+
+    def __init__(self, config: SmallConfig) -> None:
+        super().__init__(config)
+        self.core, self.dropout = Perceptron(), nn.Dropout(config.dropout)
+        self.post_init()
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        return self.core(self.dropout(x), labels)
+
+
+def model_for(kind: str, folder: Path, dropout: float) -> nn.Module:
+    """The model, loaded as this kind of training wants it."""
+    dtype = torch.float32 if in_float32(kind) else torch.float64
+    if kind != "fsdp2":
+        model = Loadable(SmallConfig(dropout=dropout)).to(dtype)
+        generic(model.core).to(dtype)
+        return model
+    path = folder / f"model-{dropout}"
+    if RANK == 0 and not path.exists():
+        whole = Loadable(SmallConfig(dropout=dropout))
+        generic(whole.core)
+        whole.double().save_pretrained(path)
+    dist.barrier()
+    sharded = DistributedConfig(fsdp_size=RANKS, fsdp_plan={"core.inner": "free_full_weight"})
+    return Loadable.from_pretrained(path, dtype=dtype, distributed_config=sharded)
+
+
+def samples(kind: str, count: int) -> list[dict[str, Tensor]]:
+    """The training data of this rank. Under DeepSpeed on the CPU each rank believes to be the only one."""
+    data = [{key: x[0] for key, x in batch_for(Perceptron(), 1, seed=i).items()} for i in range(count)]
+    if in_float32(kind):
+        data = [{k: x.float() if x.is_floating_point() else x for k, x in row.items()} for row in data]
+    if not kind.startswith("zero"):
+        return data
+    return [row for i, row in enumerate(data) if (i // 4) % RANKS == RANK]
+
+
+def trainer_for(
+    kind: str,
+    folder: Path,
+    method: AbstractMethod | None,
+    accumulation: int,
+    clip: float | None,
+    dropout: float = 0.0,
+    **changed: Any,
+) -> Trainer:
+    """A Trainer of the kind, plain where there is no method."""
+    AcceleratorState._reset_state(reset_partial_state=False)
+    GradientState._reset_state()
+    more: dict[str, Any] = {"use_cpu": True}
+    if kind.startswith("zero"):
+        more = {"use_cpu": False, "deepspeed": config(kind, accumulation, clip)}
+    size = 4 if kind in ("ddp", "fsdp2") or kind.startswith("zero") else 8
+    args = arguments(
+        folder,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        max_steps=STEPS,
+        max_grad_norm=clip or 0.0,
+        train_sampling_strategy="sequential",
+        **{"output_dir": str(folder / f"out-{kind}-{RANK}"), "optim": "sgd", "learning_rate": 0.1, **more, **changed},
+    )
+    data = samples(kind, 8 * accumulation * STEPS)
+    model = model_for(kind, folder, dropout)
+    if method is None:
+        return Trainer(model, args, train_dataset=data)
+    return SharpnessAwareTrainer(model, args, train_dataset=data, method=method)
+
+
+def look(kind: str, trainer: Trainer) -> None:
+    """Fail unless the kind of training is in force."""
+    model: Any = trainer.model_wrapped
+    if kind == "ddp":
+        assert isinstance(model, DistributedDataParallel)
+    elif kind == "fsdp2":
+        assert all(isinstance(p, DTensor) for p in model.parameters())
+    elif kind.startswith("zero"):
+        assert model.zero_optimization_stage() == int(kind[4])
+    else:
+        assert isinstance(model, Loadable)
+
+
+def trained(kind: str, trainer: Trainer) -> dict[str, Any]:
+    """The whole weights and the logs after training."""
+    trainer.train()
+    look(kind, trainer)
+    if kind.startswith("zero"):
+        weights = full_weights(trainer.model_wrapped)
+    else:
+        assert trainer.model is not None
+        whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in trainer.model.parameters()]
+        weights = torch.cat([p.detach().double().reshape(-1) for p in whole])
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {"weights": weights, "logs": [{k: v for k, v in entry.items() if isinstance(v, float)} for entry in logs]}
+
+
+def grid(kind: str, folder: Path) -> dict[str, Any]:
+    """Every method, accumulation 1 and 4, clipping off and on."""
+    return {
+        f"{name} {accumulation} {clip}": trained(kind, trainer_for(kind, folder, method, accumulation, clip))
+        for (name, method), accumulation, clip in itertools.product(EXAMPLES.items(), (1, 4), (None, 0.5))
+        if kind != "alone32" or name == "crsam"
+    }
+
+
+def neutral(kind: str, folder: Path) -> dict[str, bool]:
+    """For each neutral setting whether it leaves the plain Trainer's bits on this rank, with dropout."""
+    changes: dict[str, dict[str, Any]] = {"": {}}
+    if not kind.startswith("zero"):
+        each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        changes["sync_each_batch "] = {"accelerator_config": each_batch}
+    out = {}
+    for change, changed in changes.items():
+        methods = {"plain": None, **neutral_methods()} if not change else {"plain": None, "gsam": neutral_methods()["gsam"]}
+        ends: dict[str, tuple[bytes, list[float]]] = {}
+        for name, method in methods.items():
+            reseed(0)
+            end = trained(
+                kind, trainer_for(kind, folder, method, 2, 0.5, dropout=0.2, **deepcopy(changed))
+            )  # the Trainer writes into it
+            ends[name] = bits(end["weights"]), [entry["loss"] for entry in end["logs"]]
+        plain = ends.pop("plain")
+        out.update({change + name: end == plain for name, end in ends.items()})
+    return out
+
+
+def main() -> None:
+    """Run both parts and write what this rank found."""
+    kind, folder = sys.argv[1], Path(sys.argv[2])
+    if kind == "fsdp2":
+        dist.init_process_group("gloo")
+    found: dict[str, Any] = {"grid": grid(kind, folder)}
+    if not kind.startswith("alone"):
+        found["neutral"] = neutral(kind, folder)
+    torch.save(found, folder / f"{kind}-{RANK}.pt")
+    print("done", flush=True)
+    os._exit(0)  # gloo can abort at interpreter exit after ZeRO-3
+
+
+if __name__ == "__main__":
+    main()
