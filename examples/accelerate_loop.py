@@ -39,6 +39,7 @@ def main() -> None:
                 optimizer.zero_grad()
         shown = {name.removeprefix("sharpness/"): round(value, 4) for name, value in sharp.scalars().items()}
         accelerator.print(f"epoch {epoch}: loss {loss:.3f} {shown}")
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -27,16 +27,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from step_time import CONTEXT, MODELS, VERDICT, Batch, TrainerLoop, images, machine, method
+from allocations import MEASURED, live_bytes
+from loops import TrainerLoop
+from machine import VERDICT, machine
+from subjects import MODELS, Batch, images, method
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import set_seed
+from turns import CONTEXT
 
 from hf_sharp import METHODS
 
@@ -56,8 +60,6 @@ KEPT = {
 }
 """Vectors that a method's formula keeps. GAM: g(w), g(w'). CR-SAM: g, g+. GSAM: g. R-SAM: delta_0; R-GSAM: that and g.
 LPF: the sum of the draws so far."""
-
-MEASURED = "measured steps"
 
 
 class Perceptron(nn.Module):
@@ -125,23 +127,6 @@ def go_on(loop: TrainerLoop, batch: Batch) -> None:
     """The three measured steps, so that a method for every other step is seen at work."""
     for _ in range(3):
         loop(batch)
-
-
-def live_bytes(events: list[Any]) -> Iterator[int]:
-    """The bytes in live tensors at the start of the measured steps and after each event of the allocator in them.
-
-    Args:
-        events: the profiler's. A release of memory from before the profile has 0 bytes in it.
-    """
-    span = next(event for event in events if event.name() == MEASURED)
-    start, end = span.start_ns(), span.start_ns() + span.duration_ns()
-    moments = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    total = sum(change for moment, change in moments if moment < start)
-    yield total
-    for moment, change in moments:
-        if start <= moment <= end:
-            total += change
-            yield total
 
 
 def row(name: str, used: Usage, plain: Usage) -> dict[str, Any]:

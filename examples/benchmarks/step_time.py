@@ -27,286 +27,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import multiprocessing
-import os
-import platform
 import statistics
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from multiprocessing.connection import Connection
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import pytorch_optimizer
 import torch
-import transformers
-from torch import Tensor, nn
-from torchvision.models import resnet18
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments, set_seed
+from loops import PLAIN_LOOPS, Step
+from machine import VERDICT, machine
+from subjects import MODELS, method
+from turns import alternate, served
 
-from hf_sharp import LPF, METHODS, RGSAM, SAM, AbstractMethod, Decayed, During, Every, SharpnessAwareMixin, SharpStep
-
-if sys.platform != "win32":
-    import resource
-
-Batch: TypeAlias = dict[str, Tensor]
-
-CONTEXT = multiprocessing.get_context("spawn" if sys.platform == "win32" or torch.cuda.is_available() else "forkserver")
+from hf_sharp import METHODS
 
 JUDGED = ("sam", "asam", "gsam")
-VERDICT = {True: "within", False: "OVER", None: ""}
-SETTINGS: dict[str, AbstractMethod] = {
-    "decayed": Decayed(SAM(), weight_decay=0.0005),
-    "during": During(SAM(), start=0.5),
-    "every": Every(2, SAM()),
-    "lpf": LPF(gamma=0.001, draws=2),
-    "rgsam": RGSAM(rho=0.05, gamma=0.0025, lam=2.0, alpha=0.3),
-}
-"""Methods that have no defaults; the others run with theirs."""
-
-
-class ImageClassifier(nn.Module):
-    """A torchvision network that the Trainer can train."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixel_values: Tensor, labels: Tensor) -> Batch:
-        """Loss and logits, (batch, classes), of images, (batch, 3, height, width), and labels, (batch,)."""
-        logits = self.network(pixel_values)
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
-
-
-def vit_tiny() -> nn.Module:
-    """ViT-Ti/16 at 224 x 224: 5.7 million weights in 200 parameters."""
-    config = transformers.ViTConfig(
-        hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768, patch_size=16, num_labels=1000
-    )
-    return transformers.ViTForImageClassification(config)
-
-
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "vit_tiny": vit_tiny,
-    "resnet18": lambda: ImageClassifier(resnet18()),
-}
-
-
-def method(name: str) -> AbstractMethod:
-    """A method as it is measured."""
-    return SETTINGS[name] if name in SETTINGS else METHODS[name]()
-
-
-def images(size: int, device: torch.device | str = "cpu", classes: int = 1000) -> Batch:
-    """One batch of random images."""
-    pixels = torch.randn(size, 3, 224, 224, device=device)
-    return {"pixel_values": pixels, "labels": torch.randint(classes, (size,), device=device)}
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one optimizer step took.
-
-    Attributes:
-        passes: forward-backward passes in it.
-        forward_backward: seconds in ``training_step``, the method's passes included.
-        rest: seconds in everything after it.
-        faults: page faults of the process; 0 where the system does not tell.
-    """
-
-    passes: int
-    forward_backward: float
-    rest: float
-    faults: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """The whole step."""
-        return self.forward_backward + self.rest
-
-
-class CountingTrainer(Trainer):
-    """A plain Trainer that counts its forward-backward passes."""
-
-    passes = 0
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The Trainer's."""
-        self.passes += 1
-        return super().training_step(*args, **kwargs)
-
-
-class CountingSharpTrainer(SharpnessAwareMixin, CountingTrainer):
-    """A sharpness-aware Trainer that counts its forward-backward passes."""
-
-
-class StopAtOnce(TrainerCallback):
-    """Ends ``train()`` after its first step."""
-
-    def on_step_end(self, args: TrainingArguments, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask the loop to stop."""
-        control.should_training_stop = True
-
-
-class TrainerLoop:
-    """A Trainer's loop that goes on one optimizer step per call, after ``train()`` has prepared it and taken the first.
-
-    Args:
-        model: the model to train.
-        rule: the method; None for the plain Trainer.
-        batch: what the first step sees, ``{name: tensor}``.
-        steps: how many steps there will be, for schedules.
-    """
-
-    def __init__(self, model: nn.Module, rule: AbstractMethod | None, batch: Batch, steps: int) -> None:
-        size = len(next(iter(batch.values())))
-        samples = [{name: x[i].cpu() for name, x in batch.items()} for i in range(size)]
-        with tempfile.TemporaryDirectory() as folder:
-            args = TrainingArguments(
-                folder,
-                max_steps=steps + 2,
-                per_device_train_batch_size=size,
-                learning_rate=1e-4,
-                lr_scheduler_type="constant",
-                remove_unused_columns=False,
-                save_strategy="no",
-                logging_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                dataloader_pin_memory=False,
-            )
-            given: dict[str, Any] = {"args": args, "train_dataset": samples, "callbacks": [StopAtOnce()]}
-            if rule is None:
-                self.trainer = CountingTrainer(model, **given)
-            else:
-                self.trainer = CountingSharpTrainer(model, method=rule, **given)
-            self.trainer.remove_callback(PrinterCallback)
-            self.trainer.train()
-
-    def __call__(self, batch: Batch) -> Step:
-        trainer, model = self.trainer, self.trainer.model_wrapped
-        (inputs,), items = trainer.get_batch_samples(iter([batch]), 1, trainer.args.device)
-        trainer.passes = 0
-        start = now()
-        trainer.training_step(model, inputs, items)
-        middle = now()
-        trainer.accelerator.clip_grad_norm_(model.parameters(), trainer.args.max_grad_norm)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-        model.zero_grad()
-        end = now()
-        trainer.state.global_step += 1
-        return Step(trainer.passes, middle - start, end - middle)
-
-
-def now() -> float:
-    """Seconds, once the device has done what it was asked for."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def sharp_loop(model: nn.Module) -> Callable[[Batch], Step]:
-    """SAM in a loop of one's own, by hf_sharp."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    sharp = SharpStep(model, optimizer, SAM(rho=0.05))
-
-    def step(batch: Batch) -> Step:
-        start = now()
-        sharp(lambda batch: model(**batch)["loss"], batch)
-        optimizer.step()
-        optimizer.zero_grad()
-        return Step(2, now() - start, 0.0)
-
-    return step
-
-
-def reference_loop(model: nn.Module) -> Callable[[Batch], Step]:
-    """SAM in a loop of one's own, by pytorch_optimizer, as its documentation shows it."""
-    optimizer = pytorch_optimizer.SAM(model.parameters(), torch.optim.AdamW, rho=0.05, lr=1e-4)
-
-    def step(batch: Batch) -> Step:
-        start = now()
-        model(**batch)["loss"].backward()
-        optimizer.first_step(zero_grad=True)
-        model(**batch)["loss"].backward()
-        optimizer.second_step(zero_grad=True)
-        return Step(2, now() - start, 0.0)
-
-    return step
-
-
-PLAIN_LOOPS = {"SharpStep": sharp_loop, "pytorch_optimizer": reference_loop}
-
-
-def serve(connection: Connection, kind: str, model: str, size: int, steps: int, threads: int) -> None:
-    """A process that takes one step whenever it is asked to, and says what it took.
-
-    Args:
-        connection: sends True for one more step and False for the end.
-        kind: "Trainer", a method's name, or a key of `PLAIN_LOOPS`.
-        model: a key of `MODELS`.
-        size: samples per batch.
-        steps: how many steps there will be.
-        threads: torch's on CPU.
-    """
-    torch.set_num_threads(threads)
-    set_seed(0)
-    network, batch = MODELS[model](), images(size)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    loop: Callable[[Batch], Step]
-    if kind in PLAIN_LOOPS:
-        loop = PLAIN_LOOPS[kind](network.to(device).train())
-    else:
-        loop = TrainerLoop(network, None if kind == "Trainer" else method(kind), batch, steps)
-    batch = {name: x.to(device) for name, x in batch.items()}
-    loop(batch)
-    connection.send(None)
-    while connection.recv():
-        before = page_faults()
-        step = loop(batch)
-        connection.send(replace(step, faults=page_faults() - before))
-
-
-def page_faults() -> int:
-    """Page faults of this process so far, without reading from a disk; 0 where the system does not count them."""
-    return 0 if sys.platform == "win32" else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-@contextmanager
-def served(*what: Any) -> Iterator[Callable[[], Step]]:
-    """A process of its own that takes one step per call; see `serve` for what it runs."""
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=serve, args=(there, *what), daemon=True)
-    process.start()
-    there.close()
-
-    def step() -> Step:
-        time.sleep(0.02)  # threads of the other process go on spinning for a moment after its last kernel
-        here.send(True)
-        return here.recv()
-
-    here.recv()
-    yield step
-    here.send(False)
-    process.join()
-
-
-def alternate(ours: Callable[[], Step], theirs: Callable[[], Step], pairs: int) -> list[tuple[Step, Step]]:
-    """Pairs of steps, (ours, theirs), taken in turns after one pair that does not count."""
-    steps = []
-    for i in range(pairs + 1):
-        if i % 2:
-            second = theirs()
-            steps.append((ours(), second))
-        else:
-            steps.append((ours(), theirs()))
-    return steps[1:]
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
@@ -346,20 +81,6 @@ def reference_row(steps: Sequence[tuple[Step, Step]]) -> dict[str, Any]:
         "within": ratio[1] <= 1.01,
         "faults": [statistics.median(side) for side in zip(*((a.faults, b.faults) for a, b in steps), strict=True)],
         "steps": [(asdict(ours), asdict(theirs)) for ours, theirs in steps],
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on, and with."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return {
-        "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pytorch_optimizer": version("pytorch_optimizer"),
     }
 
 
@@ -433,7 +154,11 @@ def reference_rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Measure, print the two tables, and write everything down."""
     options = parse()
-    result: dict[str, Any] = {"machine": {**machine(), "threads": options.threads}, "trainer": [], "reference": []}
+    result: dict[str, Any] = {
+        "machine": {**machine("pytorch_optimizer"), "threads": options.threads},
+        "trainer": [],
+        "reference": [],
+    }
     print(json.dumps(result["machine"]))
     print(f"model     batch method          passes  fb (ms) rest(ms)  {'ratio':22} allowed  {'excess, %':22}  faults")
     for row in trainer_rows(options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import pytest
 import torch
 
 from hf_sharp import ASAM, parse_method
+from tests.scripts import example
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -42,14 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
 def quickstart() -> Iterator[ModuleType]:
     """The script as a module; the number of threads, which it sets, is put back."""
     threads = torch.get_num_threads()
-    spec = importlib.util.spec_from_file_location("quickstart_example", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    yield example("quickstart")
     torch.set_num_threads(threads)
 
 
@@ -118,9 +111,3 @@ def test_direction_is_as_long_as_the_weights_in_each_unit(quickstart: ModuleType
             assert not d.any()
         else:
             torch.testing.assert_close(d.flatten(1).norm(dim=1), w.detach().flatten(1).norm(dim=1))
-
-
-def test_bad_command_line(quickstart: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        quickstart.arguments(["--seeds", "0"])
-    assert "--seeds must be at least 1, got 0. Use e.g. --seeds 3." in capsys.readouterr().err
