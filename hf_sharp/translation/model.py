@@ -32,6 +32,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 SHARED = ("all", "decoder", "none")
 PAD, EOS, IGNORED = 1, 2, -100
+_CACHES = ("cache", "past_key_values")  # as FSMT calls it, and did before transformers 5.24
 _OUTPUT = "decoder.output_projection.weight"
 _TIED = {"none": [], "decoder": [_OUTPUT], "all": [_OUTPUT, "encoder.embed_tokens.weight"]}
 
@@ -194,7 +195,8 @@ class FairseqTransformer(_Initialised, FSMTForConditionalGeneration):
         """
         if labels is not None and decoder_input_ids is None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if kwargs.get("past_key_values") is None and decoder_input_ids is not None and decoder_input_ids.size(1) > 1:
+        cached = any(kwargs.get(name) is not None for name in _CACHES)
+        if not cached and decoder_input_ids is not None and decoder_input_ids.size(1) > 1:
             kwargs["use_cache"] = False  # FSMT drops the causal mask where it caches
         output = super().forward(input_ids, attention_mask, decoder_input_ids, **kwargs)
         if labels is None:

@@ -36,12 +36,13 @@ class SinusoidalPositions(nn.Module):
         table[self.padding_idx] = 0
         return table
 
-    def forward(self, tokens: Tensor, *, past_key_values_length: int = 0) -> Tensor:
+    def forward(self, tokens: Tensor, *, cache_length: int = 0, past_key_values_length: int = 0) -> Tensor:
         """The positions' vectors.
 
         Args:
             tokens: (batch, length).
-            past_key_values_length: how many tokens of each sentence came before.
+            cache_length: how many tokens of each sentence came before.
+            past_key_values_length: the same, as FSMT names it before transformers 5.24.
 
         Returns:
             (batch, length, width).
@@ -49,11 +50,12 @@ class SinusoidalPositions(nn.Module):
         Raises:
             ValueError: a sentence is longer than the table.
         """
-        if past_key_values_length + tokens.size(1) > self.length:
+        before = cache_length + past_key_values_length
+        if before + tokens.size(1) > self.length:
             raise ValueError(
-                f"A sentence must have at most {self.length} tokens, got {past_key_values_length + tokens.size(1)}. "
+                f"A sentence must have at most {self.length} tokens, got {before + tokens.size(1)}. "
                 "Shorten it, or make a model with larger max_position_embeddings."
             )
         present = tokens.ne(self.padding_idx)
-        places = present.cumsum(1).add_(past_key_values_length + self.padding_idx)
+        places = present.cumsum(1).add_(before + self.padding_idx)
         return self.table[places.where(present, self.padding_idx)]
