@@ -233,8 +233,9 @@ def main(given: Sequence[str] | None = None) -> None:
         write(found, args.output_dir)
         if lines:
             print("Not everything has a value:", *lines, sep="\n", file=sys.stderr, flush=True)
-    ranks.gathered([])  # the others wait for the first: a launcher ends all processes when one of them fails
-    PartialState().destroy_process_group()
+    state = PartialState()
+    state.wait_for_everyone()  # a launcher ends all processes when one of them fails
+    state.destroy_process_group()
     if lines:
         sys.exit(1)
 

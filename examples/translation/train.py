@@ -233,7 +233,9 @@ def main(given: Sequence[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=True if resume in ("True", "true") else resume)
     seconds = time.perf_counter() - start
     report(trainer, finished(trainer, task.average, saved), data, task.searches(), seconds)
-    PartialState().destroy_process_group()
+    state = PartialState()
+    state.wait_for_everyone()  # gloo's threads can abort a process that ends right after its last collective
+    state.destroy_process_group()
 
 
 if __name__ == "__main__":

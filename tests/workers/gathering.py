@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
@@ -120,7 +119,7 @@ def main() -> None:
             found["cache"] = {perturb_over: cached(folder, perturb_over) for perturb_over in ("batch", "device")}
         found["device"] = trained(folder, SAM(rho=0.1), perturb_over="device")
     torch.save(found, folder / f"{RANKS}-{RANK}.pt")
-    PartialState().destroy_process_group()
+    os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ KIND is ddp or fsdp2.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -60,8 +61,7 @@ def main() -> None:
         kept = all(torch.equal(a, b) for a, b in zip(bits(model), before, strict=True))
         found[str(poisoned)] = {"kept": kept, "scale": scaler.get_scale() / scale}
     torch.save(found, f"{file}-{dist.get_rank()}")
-    dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from transformers import Seq2SeqTrainingArguments
 
 from hf_sharp.translation.trainer import SharpTranslationTrainer
@@ -59,7 +58,7 @@ def main() -> None:
     if RANK == 0:
         weights = {name: w.detach() for name, w in model.named_parameters()}
         torch.save({"weights": weights, "figures": figures}, folder / f"{RANKS}.pt")
-    PartialState().destroy_process_group()
+    os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 
 
 if __name__ == "__main__":
