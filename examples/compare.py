@@ -3,11 +3,13 @@
     python examples/compare.py configs/cifar10/{sgd,sam,asam}.yaml --seeds 3
     python examples/compare.py configs/cifar10/{sgd,sam}.yaml --match passes
     python examples/compare.py configs/cifar10/{sam,asam}.yaml --sweep rho 0.05 0.1 0.2 0.5 1.0
+    python examples/compare.py configs/cifar10/sam.yaml --sweep rho 0.05 0.1 0.2 --sweep weight_decay 0.0005 0.001
     python examples/compare.py configs/cifar10/{sgd,sam}.yaml --launcher "accelerate launch" -- --num_train_epochs 30
 
 Runs that are done are not repeated, so the same command goes on where it was cut off; where a run's folder holds something
 else, e.g. a run with other settings, that is moved aside. A sweep chooses its values on a
-held-out tenth of the training data, and then trains with the chosen ones on all of it. What follows ``--`` goes to all runs.
+held-out tenth of the training data, and then trains with the chosen ones on all of it; a single value is taken as it is.
+What follows ``--`` goes to all runs. Under ``--match passes`` the points of a sweep have the same number of passes, too.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from hf_sharp.comparison.figures import save_curves, save_speeds, save_sweep
 from hf_sharp.comparison.metrics import Metric
 from hf_sharp.comparison.recipes import overrides, read_recipe
 from hf_sharp.comparison.results import provenance, save_json
-from hf_sharp.comparison.sweeps import Axis, best, grid
+from hf_sharp.comparison.sweeps import Axis, axes_of, best, grid, lines
 from hf_sharp.comparison.tables import check_metric, markdown, summary
 
 SCRIPT = Path(__file__).parent / "classification" / "train.py"
@@ -59,23 +61,37 @@ def run_all(recipes: Mapping[str, Mapping[str, Any]], folder: Path, args: argpar
 def chosen(recipes: Mapping[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The recipes with the values of the sweep that are best on held-out training images."""
     axes = [Axis.read(words) for words in args.sweep]
-    result, scores = {}, {}
-    for name, recipe in recipes.items():
-        points = grid(recipe, axes)
-        if len(points) == 1:
-            result[name] = recipe
+    points = {name: grid(recipe, axes) for name, recipe in recipes.items()}
+    if args.match == "passes":
+        points = points_with_equal_passes(points)
+    result = {}
+    drawn: dict[tuple[str, str], dict[str, dict[str, Sequence[float]]]] = {}
+    for name, own in points.items():
+        if len(own) == 1:
+            [result[name]] = own.values()
             continue
-        held_out = {f"{name},{point}": {**settings, "holdout": 0.1} for point, settings in points.items()}
+        held_out = {f"{name},{point}": {**settings, "holdout": 0.1} for point, settings in own.items()}
         runs = run_all(held_out, args.output_dir / "sweep", args)
-        found = {p: [args.metric.shown(r["last"]) for r in runs[f"{name},{p}"].values()] for p in points}
+        found = {p: [args.metric.shown(r["last"]) for r in runs[f"{name},{p}"].values()] for p in own}
         winner = best(found, args.metric)
         print(f"{name}: {winner} is best on the held-out images")
-        result[name] = points[winner]
-        if len(axes) == 1:
-            scores[name] = dict(zip(map(str, axes[0].values), found.values(), strict=True))
-    if scores:
-        save_sweep(scores, axes[0].field, args.metric, args.output_dir / axes[0].field, held_out=True)
+        result[name] = own[winner]
+        used = axes_of(recipes[name], axes)
+        if len(used) > 2:
+            print(f"{name}: no figure, since it would have {len(used)} axes. Sweep at most two fields at once for one.")
+            continue
+        file = used[0].field if len(used) == 1 else f"{used[0].field}_{name}"
+        drawn.setdefault((file, used[0].field), {}).update(lines(name, used, found))
+    for (file, field), scores in drawn.items():
+        save_sweep(scores, field, args.metric, args.output_dir / file, held_out=True)
     return result
+
+
+def points_with_equal_passes(points: Mapping[str, Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The points of all recipes' sweeps, by recipe and point, each with as many passes as the longest of them all."""
+    pairs = [(name, point) for name, own in points.items() for point in own]
+    equal = with_equal_passes({f"{name},{point}" if point else name: points[name][point] for name, point in pairs})
+    return {name: {p: equal[f"{name},{p}" if p else name] for p in own} for name, own in points.items()}
 
 
 def arguments(line: Sequence[str]) -> argparse.Namespace:
@@ -104,6 +120,9 @@ def arguments(line: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--seeds must be at least 1, got {args.seeds}. Use e.g. --seeds 3.")
     if not args.script.is_file():
         parser.error(f"--script must be an existing file, got {args.script}. Use e.g. --script train.py.")
+    length = next((words[0] for words in args.sweep if words[0] in ("num_train_epochs", "max_steps")), None)
+    if args.match == "passes" and length:
+        parser.error(f"--match passes sets the length of the runs, got --sweep {length}. Use --match epochs.")
     args.seeds, args.extra = range(args.seeds), overrides(extra)
     args.launcher = tuple(shlex.split(args.launcher))
     if args.launcher and shutil.which(args.launcher[0]) is None:
@@ -117,11 +136,11 @@ def main(line: Sequence[str] | None = None) -> None:
     recipes = {file.stem: {**read_recipe(file), **args.extra} for file in args.recipes}
     if len(recipes) < len(args.recipes):
         raise ValueError(f"Recipes must have different names, got {[file.stem for file in args.recipes]}. Rename one.")
-    if args.match == "passes":
-        recipes = with_equal_passes(recipes)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     if args.sweep:
         recipes = chosen(recipes, args)
+    elif args.match == "passes":
+        recipes = with_equal_passes(recipes)
     runs = run_all(recipes, args.output_dir, args)
     first = next(iter(runs.values()))
     rows = [summary(name, found, len(args.seeds) - len(found), first, args.metric) for name, found in runs.items()]

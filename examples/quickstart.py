@@ -221,7 +221,8 @@ def filter_normalised_direction(model: ViTForImageClassification, seed: int) -> 
 def loss_line(model: ViTForImageClassification, data: Split, seed: int, settings: Settings) -> dict[str, list[float]]:
     """The loss at evenly spaced points along the direction; methods with the same seed share the random draw."""
     direction = filter_normalised_direction(model, seed)
-    distances = torch.linspace(-settings.reach, settings.reach, settings.points).tolist()
+    last = settings.points - 1
+    distances = [settings.reach * (2 * i - last) / last for i in range(settings.points)]  # the middle is 0 to the bit
     losses = []
     for a in distances:
         with moved(model, [a * d for d in direction]):

@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from hf_sharp import SharpnessArguments
 from hf_sharp.comparison.passes import passes_per_step
-from hf_sharp.comparison.recipes import flags
+from hf_sharp.comparison.recipes import flags, is_plain
 from hf_sharp.comparison.results import FILE, save_json
 from hf_sharp.methods import AbstractMethod
 
@@ -99,7 +99,7 @@ def method_of(settings: Mapping[str, Any]) -> AbstractMethod | None:
     Raises:
         ValueError: as `SharpnessArguments`.
     """
-    if settings.get("plain"):
+    if is_plain(settings):
         return None
     known = {f.name for f in fields(SharpnessArguments)}
     line = flags({name: value for name, value in settings.items() if name in known})
@@ -107,14 +107,33 @@ def method_of(settings: Mapping[str, Any]) -> AbstractMethod | None:
 
 
 def with_equal_passes(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The recipes, each with as many epochs as give it the passes of the one that makes most.
+    """The recipes, each as long as gives it the passes of the one that makes most.
+
+    Their length is ``max_steps`` (of batches of one size) where they have it, which the Trainer heeds before
+    ``num_train_epochs``.
 
     Raises:
-        ValueError: a recipe does not say its epochs, ``num_train_epochs``.
+        ValueError: a recipe does not say its epochs, or only some of them have ``max_steps``.
     """
+    stepped = [name for name, settings in recipes.items() if _number(settings, "max_steps", -1) > 0]
+    if 0 < len(stepped) < len(recipes):
+        other = next(name for name in recipes if name not in stepped)
+        raise ValueError(
+            f"To match passes all recipes or none must have max_steps, got it in {stepped[0]!r} and not in {other!r}. "
+            "Set it in all."
+        )
+    length = "max_steps" if stepped else "num_train_epochs"
     passes = {name: passes_per_step(method_of(settings)) for name, settings in recipes.items()}
     for name, settings in recipes.items():
-        if "num_train_epochs" not in settings:
+        if length not in settings:
             raise ValueError(f"To match passes each recipe needs num_train_epochs, got none in {name!r}. Set it there.")
-    most = max(float(settings["num_train_epochs"]) * passes[name] for name, settings in recipes.items())
-    return {name: {**settings, "num_train_epochs": max(1, round(most / passes[name]))} for name, settings in recipes.items()}
+    most = max(_number(settings, length) * passes[name] for name, settings in recipes.items())
+    return {name: {**settings, length: max(1, round(most / passes[name]))} for name, settings in recipes.items()}
+
+
+def _number(settings: Mapping[str, Any], field: str, default: float | None = None) -> float:
+    given = settings.get(field, default)
+    try:
+        return float(given)  # type: ignore[arg-type] - what it cannot read is refused
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{field} must be a number, got {given!r}. Write e.g. {field}: 20.") from error

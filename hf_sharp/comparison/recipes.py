@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers.hf_argparser import string_to_bool
 
 from hf_sharp.descriptions import read_yaml
 
@@ -62,6 +65,22 @@ def overrides(line: Sequence[str]) -> dict[str, Any]:
         else:
             values[name].append(word)
     return {name: True if not given else given[0] if len(given) == 1 else given for name, given in values.items()}
+
+
+def is_plain(settings: Mapping[str, Any]) -> bool:
+    """Whether a recipe trains without a method, its ``plain`` read as a script's command line is.
+
+    Raises:
+        ValueError: it is neither true nor false.
+
+    >>> is_plain({"plain": True}), is_plain({"plain": "false"}), is_plain({})
+    (True, False, False)
+    """
+    given = settings.get("plain")
+    try:
+        return given is not None and string_to_bool(str(given))
+    except ArgumentTypeError as error:
+        raise ValueError(f"plain must be true or false, got {given!r}. Write e.g. --plain true.") from error
 
 
 def _settings(file: Path) -> dict[str, Any]:

@@ -98,12 +98,14 @@ class LossBetween(AbstractQuantity):
 
     Running averages of BatchNorm belong to one end only, so a model that has them needs ``statistics="batch"``.
 
-    Cost: ``points`` forward passes.
+    ``barrier`` is how far the loss between the two ends rises above the higher one; 0 where it nowhere does.
+
+    Cost: up to ``points + 2`` forward passes.
 
     Args:
         checkpoint: the other one: a folder that ``from_pretrained`` reads, or the file of a state dict.
         margin: how far beyond the two ends, >= 0 in lengths of the line.
-        points: on the line, >= 3.
+        points: evenly on the line, >= 3; the two ends come beside them where they are not among them.
     """
 
     name: ClassVar[str] = "loss_between"
@@ -125,9 +127,10 @@ class LossBetween(AbstractQuantity):
     @torch.no_grad()
     def take(self, f: Surface) -> Found:
         step = way_to(f, self.checkpoint)
-        along = torch.linspace(-self.margin, 1 + self.margin, self.points, dtype=torch.float64).tolist()
+        even = torch.linspace(-self.margin, 1 + self.margin, self.points, dtype=torch.float64).tolist()
+        along = sorted([0.0, 1.0, *(a for a in even if min(abs(a), abs(a - 1)) > 1e-9)])
         losses = [f.loss(a * step) for a in along]
-        ends = {"loss": f.loss(), "other_loss": f.loss(step)}
+        ends = {"loss": losses[along.index(0)], "other_loss": losses[along.index(1)]}
         barrier = max(x for a, x in zip(along, losses, strict=True) if 0 <= a <= 1) - max(ends.values())
         return Found(ends | {"barrier": barrier, "distance": float(step.norm())}, {}, {"x": along, "losses": losses})
 

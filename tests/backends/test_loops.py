@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from tests.backends.launches import EXACT, SLOW, succeed
-from tests.workers.loops import localities, methods
+from tests.backends.textbook import TWINS, trained
+from tests.workers.loops import STEPS, localities, methods, micro_batches, union
 
 SLOW_ENGINES = ("zero0", "zero1", "zero2", "zero1_offload", "zero2_offload", "zero3_offload")
 KINDS = [*EXACT, "zero3", *(pytest.param(kind, marks=SLOW) for kind in SLOW_ENGINES)]
@@ -36,7 +38,7 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
     ten times what one process is in float32.
     """
     ranks, alone, single = found(kind)["weights"], found("alone")["weights"], found("alone32")["weights"]
-    assert len(ranks) >= (4 + len(localities(kind))) * len(methods(kind)) - 3
+    assert len(ranks) == (4 + len(localities(kind))) * len(methods(kind)) + 1 + 5 * (kind == "ddp")
     gaps = {name: float((w - alone[name]).abs().max()) for name, w in ranks.items()}
     bounds = dict.fromkeys(gaps, 1e-12)
     if kind not in EXACT:
@@ -47,9 +49,23 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fsdp2" and "zero3" not in str(kind)])
 def test_the_three_kinds_of_sharing_differ(kind: str, found: Any) -> None:
+    """On the same data, for a method without noise; and each rank has noise of its own under "device"."""
     ranks = found(kind)["weights"]
-    kinds = [ranks["micro_batch sam"], ranks["device sam"], ranks["batch sam 4 None"]]
+    kinds = [ranks["micro_batch sam"], ranks["device sam"], ranks["batch sam"]]
     assert all(float((a - b).abs().max()) > 1e-4 for i, a in enumerate(kinds) for b in kinds[:i])
+    assert float((ranks["micro_batch rsam"] - ranks["device rsam"]).abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("name", methods("alone"))
+def test_one_process_equals_the_textbook(name: str, found: Any) -> None:
+    """What the ranks are compared with: ten steps of momentum SGD with slow twins, one batch of all samples in each."""
+    assert TWINS.keys() == methods("alone").keys()
+    alone = found("alone")["weights"]
+    for accumulation, clip in itertools.product((1, 4), (None, 0.5)):
+        batches = [union(micro_batches(step, accumulation, "batch", None)) for step in range(STEPS)]
+        wanted = trained(name, batches, clip, momentum=0.9)
+        gap = float((alone[f"batch {name} {accumulation} {clip}"] - wanted).abs().max())
+        assert gap <= 1e-12, (accumulation, clip, gap)
 
 
 @pytest.mark.parametrize("name", methods("ddp"))

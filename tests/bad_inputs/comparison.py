@@ -9,8 +9,8 @@ import torch
 from hf_sharp.comparison.cells import with_equal_passes
 from hf_sharp.comparison.metrics import Metric
 from hf_sharp.comparison.papers import read_row, read_rows
-from hf_sharp.comparison.recipes import overrides, read_recipe
-from hf_sharp.comparison.sweeps import Axis, best
+from hf_sharp.comparison.recipes import is_plain, overrides, read_recipe
+from hf_sharp.comparison.sweeps import Axis, best, grid
 from hf_sharp.comparison.tables import summary
 from hf_sharp.evaluation import accuracy, bleu
 from hf_sharp.evaluation.accuracy import calibration_error, top_k
@@ -84,6 +84,19 @@ CASES: Cases = [
     (
         lambda f: with_equal_passes({"sgd": {"plain": True}}),
         "To match passes each recipe needs num_train_epochs, got none in 'sgd'. Set it there.",
+    ),
+    (
+        lambda f: with_equal_passes({"sgd": {"plain": True, "num_train_epochs": 2}, "sam": {"max_steps": 5}}),
+        "To match passes all recipes or none must have max_steps, got it in 'sam' and not in 'sgd'. Set it in all.",
+    ),
+    (
+        lambda f: with_equal_passes({"sam": {"num_train_epochs": "many"}}),
+        "num_train_epochs must be a number, got 'many'. Write e.g. num_train_epochs: 20.",
+    ),
+    (lambda f: is_plain({"plain": "maybe"}), "plain must be true or false, got 'maybe'. Write e.g. --plain true."),
+    (
+        lambda f: grid({"sharpness_args": "p"}, [Axis("sharpness_args.eta", (0.1,))]),
+        "sharpness_args must be a mapping, for a sweep of sharpness_args.eta, got 'p'. Write e.g. '{{\"eta\": 0.01}}'.",
     ),
     (
         lambda f: summary("sam", {0: {"last": {"epoch": 1.0, "accuracy": 0.5, "top5": 1.0}}}, 0, {}, Metric.of("bleu")),

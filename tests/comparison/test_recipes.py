@@ -14,7 +14,7 @@ from hf_sharp.comparison.cells import Cell, method_of, with_equal_passes
 from hf_sharp.comparison.metrics import Metric
 from hf_sharp.comparison.papers import read_row, read_rows
 from hf_sharp.comparison.passes import passes_per_step
-from hf_sharp.comparison.recipes import flags, overrides, read_recipe
+from hf_sharp.comparison.recipes import flags, is_plain, overrides, read_recipe
 from hf_sharp.comparison.results import provenance, save_results
 from hf_sharp.comparison.sweeps import Axis, best, grid
 from hf_sharp.comparison.tables import markdown, summary
@@ -84,6 +84,26 @@ def test_equal_passes_give_sgd_twice_sams_epochs() -> None:
     assert {name: recipe["num_train_epochs"] for name, recipe in equal.items()} == {"sgd": 60, "sam": 30, "crsam": 20}
     assert method_of(equal["sam"]) == SAM()
     assert method_of({"sharpness": "sam", **overrides(["--rho", "0.1"])}) == SAM(rho=0.1)  # text, from a command line
+
+
+def test_equal_passes_where_steps_are_counted() -> None:
+    """``max_steps`` is what the Trainer heeds."""
+    given = {"max_steps": "300", "num_train_epochs": 20}
+    equal = with_equal_passes({"sgd": {"plain": "true", **given}, "sam": {"sharpness": "sam", **given}})
+    assert {name: recipe["max_steps"] for name, recipe in equal.items()} == {"sgd": 600, "sam": 300}
+    unset = with_equal_passes({"sgd": {"plain": True, **given, "max_steps": -1}, "sam": {"num_train_epochs": 20}})
+    assert {name: recipe["num_train_epochs"] for name, recipe in unset.items()} == {"sgd": 40, "sam": 20}
+
+
+def test_text_from_the_command_line_is_read_as_the_scripts_read_it() -> None:
+    eta = Axis("sharpness_args.eta", (0.1, 0.2))
+    points = grid({"sharpness": "asam", "sharpness_args": '{"p": 2.0}'}, [eta])
+    assert points["sharpness_args.eta=0.2"]["sharpness_args"] == {"p": 2.0, "eta": 0.2}
+    for words, plain in (("false", False), ("no", False), ("0", False), ("true", True), ("", True)):
+        settings = overrides(["--plain", *words.split()])
+        assert is_plain(settings) == plain
+        assert (method_of(settings) is None) == plain
+        assert len(grid(settings, [eta])) == (1 if plain else 2)
 
 
 def test_grid_and_choice() -> None:

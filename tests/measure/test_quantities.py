@@ -398,6 +398,19 @@ def test_the_line_between_two_checkpoints(tmp_path: Any) -> None:
     assert found.values["distance"] == pytest.approx(float(torch.cat(apart).norm()), rel=1e-10)
 
 
+@pytest.mark.parametrize("extra", [{}, {"points": 5, "margin": 0.5}, {"points": 101, "margin": 0.0}])
+@pytest.mark.parametrize(("a", "b", "barrier"), [(0.0, 1.0, 0.0), (1.0, -0.5, 0.0), (-8.0, 4.5, 4.5**2 / 16 - 0.5)])
+def test_the_barrier_between_two_checkpoints(a: float, b: float, barrier: float, extra: Any, tmp_path: Any) -> None:
+    """Of ``a x^2 / 2 + b x`` from 0 to 1: none on a slope or in a valley; a hill's height above the higher end."""
+    one = torch.ones(1, dtype=torch.float64)
+    torch.save({"w": one}, tmp_path / "other.pt")
+    model = Quadratic(a * one[:, None], b * one, 0 * one)
+    found = taken(LossBetween(checkpoint=str(tmp_path / "other.pt"), **extra), model)
+    assert found.arrays["x"] == sorted(set(found.arrays["x"]) | {0.0, 1.0})
+    assert (found.values["loss"], found.values["other_loss"]) == pytest.approx((0.0, a / 2 + b), abs=1e-12)
+    assert found.values["barrier"] == pytest.approx(barrier, abs=0.02 if barrier else 1e-12)
+
+
 SMALL: dict[str, dict[str, Any]] = {
     "approximation_ratio": {"steps": 2},
     "ascent_loss": {"draws": 2},

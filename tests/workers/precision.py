@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from hf_sharp import SAM, SharpStep
 from tests.problems import Perceptron, generic
+from tests.reference import Problem, error, sam
 from tests.workers.engines import engine
-from tests.workers.loops import piece
+from tests.workers.loops import RANKS, piece, union
 
 RHO = 0.05
+LR, MOMENTUM = 0.1, 0.9
+"""Those of the engines."""
 
 
 class Half(nn.Module):
@@ -53,6 +56,30 @@ def masters_of(sharp: SharpStep) -> list[Tensor]:
     return [w.clone() for w in sharp._backend.weights()]
 
 
+def whole(sharp: SharpStep) -> dict[str, Tensor]:
+    """The whole weights that the optimizer keeps, flat, by the names in the small model."""
+    out = {name: torch.zeros(p.numel(), dtype=torch.float64) for name, p in Perceptron().named_parameters()}
+    for piece_, master in zip(sharp._space.pieces, masters_of(sharp), strict=True):
+        out[piece_.name.partition("core.")[2]][piece_.start : piece_.stop] = master.double().reshape(-1)
+    if not sharp._backend._store.holds_all:
+        for x in out.values():
+            dist.all_reduce(x)
+    return out
+
+
+def flattened(sharp: SharpStep) -> Tensor:
+    """The same as one vector."""
+    return torch.cat([*whole(sharp).values()])
+
+
+def errors(sharp: SharpStep, w: Tensor, direction: Tensor) -> dict[str, float]:
+    """How far the direction that the optimizer saw, and the norm in the logs, are from those in float64 without a scale."""
+    truth = Problem(Perceptron(), union([piece(0, 0, rank) for rank in range(RANKS)]))
+    norm = float(truth.gradient(w)[1].norm())
+    logged = sharp.scalars()["sharpness/grad_norm"]
+    return {"direction": error(direction, sam(truth, w, RHO)), "grad_norm": abs(logged - norm) / norm}
+
+
 def main() -> None:
     """Look at masters and copies in each pass, after a step, and after a step that an infinite loss let skip."""
     kind, file = sys.argv[1:]
@@ -82,10 +109,12 @@ def main() -> None:
         lambda module, args: passes.append((masters_of(sharp), [module.weight.detach().clone()]))
     )
     batch = piece(0, 0, dist.get_rank())
-    before = masters_of(sharp)
+    before, start = masters_of(sharp), flattened(sharp)
     sharp(lambda b: wrapped(**b), batch, observe=True)
     hook.remove()
     found["scalars"] = sharp.scalars()
+    direction = (start - flattened(sharp)) / LR
+    found["errors"] = errors(sharp, start, direction)
     moved = [a - b for a, b in zip(passes[1][0], passes[0][0], strict=True)]
     square = torch.stack([m.double().square().sum() for m in moved]).sum()
     if not sharp._backend._store.holds_all:
@@ -121,6 +150,10 @@ def main() -> None:
         if dtype == torch.float16:
             found[f"lowered_{poisoned}"] = float(wrapped.optimizer.loss_scale) / scale
             scale = float(wrapped.optimizer.loss_scale)
+    model.poison, start = 1.0, flattened(sharp)
+    sharp(lambda b: wrapped(**b), batch, observe=True)
+    if dtype == torch.float16:  # elsewhere the infinite losses were not skipped
+        found["errors_later"] = errors(sharp, start, (start - flattened(sharp)) / LR - MOMENTUM * direction)
     torch.save(found, f"{file}-{dist.get_rank()}")
     print("done", flush=True)
     os._exit(0)
