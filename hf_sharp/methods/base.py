@@ -110,12 +110,13 @@ def _dual(x: Vector, p: float) -> Vector:
     """``sign(x) |x|^(q-1) / |x|_q^(q-1)``: the unit vector of the p-norm that has the largest product with x."""
     if p == math.inf:
         return x.map(lambda piece, part: part.sign() + 0.0 * part)  # the sign of NaN is 0, which would hide it
+    x = x.stored()  # a factor that is multiplied in later would round the largest entry away from its own peak
     peak = x.peak()
     if p == 1:
         largest = x.map(lambda piece, part: (part.abs() == peak.to(part.dtype)) * part.sign())
         return largest / _safe(largest.dot(largest) + 0.0 * peak)
     q = p / (p - 1)
-    y = x / torch.clamp(peak, min=torch.finfo(torch.float32).tiny)
+    y = x.map(lambda piece, part: part.div_(peak.to(part.dtype).clamp(min=torch.finfo(part.dtype).tiny)))
     powered = y.map(lambda piece, part: part.sign() * part.abs() ** (q - 1))
     return powered / _safe(powered.dot(y)) ** ((q - 1) / q)
 

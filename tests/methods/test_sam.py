@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import SGD
 
 from hf_sharp import ASAM, METHODS, SAM, AbstractMethod, SharpStep
@@ -29,11 +30,11 @@ class Slope(Small):
         return {"loss": (self.weight * self.gradient).sum()}
 
 
-def shift_of(gradient: Tensor, method: AbstractMethod) -> Tensor:
+def shift_of(gradient: Tensor, method: AbstractMethod, scaler: GradScaler | None = None) -> Tensor:
     """The shift of a method's second pass where the loss has this gradient."""
     model = Slope(gradient)
     with Watch(model) as watch:
-        SharpStep(model, SGD(model.parameters(), lr=0.1), method)(lambda _: model()["loss"], {})
+        SharpStep(model, SGD(model.parameters(), lr=0.1), method, scaler=scaler)(lambda _: model()["loss"], {})
     assert len(watch.weights) == 2
     return watch.weights[1]
 
@@ -70,6 +71,20 @@ def test_float32_is_finite_near_one(kind: type[SAM] | type[ASAM], p: float, size
     e = shift_of(gradient, kind(0.1, p=p))
     t = 1.0 if kind is SAM else 0.01  # the weights are zero: T is eta
     assert float(torch.linalg.vector_norm(e.double() / t, p)) == pytest.approx(0.1, rel=1e-3)
+
+
+@pytest.mark.parametrize("p", [1, 1 + 1e-10, 1 + 1e-9, 1 + 1e-6])
+@pytest.mark.parametrize("kind", [SAM, ASAM])
+def test_the_largest_entry_is_found_in_float32(kind: type[SAM] | type[ASAM], p: float) -> None:
+    """Whatever the loss scale: a quotient that misses 1 by one rounding vanishes in a power of 1e9."""
+    torch.manual_seed(0)
+    for _ in range(40):
+        gradient = torch.randn(20)
+        scaler = GradScaler("cpu", init_scale=1000.0)
+        e = shift_of(gradient, kind(0.1, p=p), scaler)
+        t = 1.0 if kind is SAM else 0.01
+        assert float(torch.linalg.vector_norm(e.double() / t, 1)) == pytest.approx(0.1, rel=1e-3)
+        assert e.abs().argmax() == gradient.abs().argmax()
 
 
 @pytest.mark.parametrize("p", NORMS)
