@@ -97,7 +97,7 @@ def choose(
     each = accelerator is not None and bool(accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False))
     if _has_shards(model):
         return FullySharded(model, perturb, scaler, sync_each_batch=each)
-    backend = Replicated(model, perturb, scaler, sync_each_batch=each)
+    backend = Replicated(model, perturb, scaler, sync_each_batch=each, local=local)
     if local and backend.has_static_graph:
         raise ValueError(
             "perturb_over='device' needs passes without a reduction, got DistributedDataParallel with static_graph=True, "

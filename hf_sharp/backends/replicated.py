@@ -28,6 +28,7 @@ class Replicated(AbstractBackend):
         perturb: the user's name patterns, see `hf_sharp.parameters.describe`.
         scaler: the loop's.
         sync_each_batch: whether DDP reduces after every micro-batch, as the loop was told to.
+        local: whether each rank has its own perturbation.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class Replicated(AbstractBackend):
         scaler: GradScaler | None = None,
         *,
         sync_each_batch: bool = False,
+        local: bool = False,
     ) -> None:
-        self._scaler, self._each = scaler, sync_each_batch
+        self._scaler, self._each, self._local = scaler, sync_each_batch, local
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
         self._model = model if self._ddp is None else self._ddp.module
         self._perturb = perturb
@@ -53,6 +55,10 @@ class Replicated(AbstractBackend):
     def refresh(self) -> None:
         if not same(trainable(self._model).values(), self._parameters):
             self._look()
+        if self._local and self._ddp is not None and self._ddp.will_sync_module_buffers():
+            # Once per step, as in a plain one; left to the passes, each of them would do it again.
+            self._ddp._sync_buffers()
+            self._ddp.require_forward_param_sync = False
 
     def _look(self) -> None:
         pieces = describe(self._model, self._perturb)
@@ -98,6 +104,7 @@ class Replicated(AbstractBackend):
     def average(self, parts: Parts) -> Parts:
         if self._ddp is None:
             return parts
+        self._ddp.require_forward_param_sync = True  # of the next step's buffers
         group, ranks = self._ddp.process_group, dist.get_world_size(self._ddp.process_group)
         anywhere = [part is not None for part in parts]
         if self._ddp.find_unused_parameters:  # elsewhere all ranks have gradients for the same parameters
@@ -125,7 +132,7 @@ class Replicated(AbstractBackend):
             return
         before = self._ddp.require_backward_grad_sync
         self._ddp.require_backward_grad_sync = (last or self._each) and not local
-        if local:
+        if local and not self._local:  # as the other passes of a method that begin with all ranks' buffers
             self._ddp.require_forward_param_sync = self._ddp.require_forward_param_sync or last
         try:
             yield
