@@ -10,6 +10,8 @@ from packaging.version import Version
 
 SUPPORTED = {"torch": ">=2.8", "transformers": ">=5.17,<6", "accelerate": ">=1.10"}
 """What must be installed, as ``pyproject.toml`` has it. The tests run on the oldest of each together, and on the newest."""
+TRIED_DEEPSPEED = ">=0.19.0,<0.20.0"
+"""The DeepSpeed whose private names were tried."""
 _BOUNDS = {">=": ("at least", ge), "<": ("below", lt)}
 
 
@@ -26,6 +28,13 @@ def check_installed() -> None:
                 continue
             raise ImportError(f"hf_sharp needs {name}, which is not installed. Run pip install '{name}{bounds}'.") from error
         check_version(name, found, bounds)
+
+
+def check_deepspeed() -> None:
+    """Raises ImportError where DeepSpeed is of a version whose private names were not tried."""
+    import deepspeed
+
+    check_version("deepspeed", deepspeed.__version__, TRIED_DEEPSPEED)
 
 
 def check_version(name: str, found: str, bounds: str) -> None:

@@ -13,6 +13,7 @@ from hf_sharp.backends.base import AbstractBackend
 from hf_sharp.backends.fsdp import FullySharded
 from hf_sharp.backends.replicated import Replicated
 from hf_sharp.parameters import Perturb, describe
+from hf_sharp.versions import check_deepspeed
 
 _KNOWN = (
     DistributedType.NO,
@@ -26,7 +27,7 @@ __all__ = ["AbstractBackend", "FullySharded", "Replicated", "check", "choose"]
 
 
 def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *, local: bool, exact: bool) -> None:
-    """Raises ValueError for what no backend can do, before the loop wraps the model.
+    """Refuses what no backend can do, before the loop wraps the model.
 
     Args:
         model: the module to train, wrapped already or not.
@@ -34,6 +35,10 @@ def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *
         perturb: see `describe`.
         local: whether each rank shall have its own perturbation.
         exact: whether the method needs a second derivative.
+
+    Raises:
+        ImportError: DeepSpeed is of a version whose private names were not tried.
+        ValueError: there is no backend for this.
     """
     if not isinstance(model, nn.Module):
         got = type(model).__name__
@@ -49,7 +54,9 @@ def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *
         raise ValueError("FSDP must be of version 2, got version 1. Set fsdp_version: 2 in the accelerate config.")
     if kind == DistributedType.DEEPSPEED:
         assert accelerator is not None
-        from hf_sharp.backends.deepspeed import check_config, shape_of
+        check_deepspeed()  # before its private names are imported
+        from hf_sharp.backends.deepspeed import check_config
+        from hf_sharp.backends.zero import shape_of
 
         stage = check_config(accelerator)
         sharded = "ZeRO-3" if stage == 3 else None

@@ -7,22 +7,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import Tensor
 
 from hf_sharp.arithmetic import Scalar
 from hf_sharp.backends.base import AbstractBackend
 from hf_sharp.backends.units import sharded_unit_norms
-from hf_sharp.backends.zero import store_of
+from hf_sharp.backends.zero import shape_of, store_of
 from hf_sharp.parameters import Perturb, describe, trainable
 from hf_sharp.vector import Parts, Space, Vector
-from hf_sharp.versions import check_version
 
-_TRIED = ">=0.19.0,<0.20.0"
 _REFUSED = {
     "zero_optimization.zero_hpz_partition_size": (1, "secondary shards (hpZ) are not written back"),
     "zero_optimization.zero_quantized_weights": (False, "quantised gathers (qwZ) would round the shift away"),
@@ -36,10 +32,8 @@ def check_config(accelerator: Accelerator) -> int:
     """The ZeRO stage.
 
     Raises:
-        ImportError: DeepSpeed is of a version whose private names were not tried.
         ValueError: the configuration has something that cannot hold a shift.
     """
-    check_version("deepspeed", deepspeed.__version__, _TRIED)
     config = accelerator.state.deepspeed_plugin.hf_ds_config
     for device in ("offload_optimizer", "offload_param"):
         if config.get_value(f"zero_optimization.{device}.device") == "nvme":
@@ -49,11 +43,6 @@ def check_config(accelerator: Accelerator) -> int:
         if got != plain:
             raise ValueError(f"{name} must be {plain}, got {got!r}: {reason}. Leave it out of the DeepSpeed config.")
     return int(config.get_value("zero_optimization.stage", 0))
-
-
-def shape_of(p: Any) -> tuple[int, ...]:
-    """The full shape of a parameter, also where ZeRO-3 left an empty tensor."""
-    return tuple(p.ds_shape) if is_zero_param(p) else tuple(p.shape)
 
 
 class DeepSpeed(AbstractBackend):

@@ -13,12 +13,18 @@ import torch.distributed as dist
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from torch import Tensor
 
 from hf_sharp.vector import Parts
+
+
+def shape_of(p: Any) -> tuple[int, ...]:
+    """The full shape of a parameter, also where ZeRO-3 left an empty tensor."""
+    return tuple(p.ds_shape) if is_zero_param(p) else tuple(p.shape)
 
 
 @dataclass(frozen=True)

@@ -170,3 +170,17 @@ def test_a_second_derivative_under_reentrant_checkpointing(tmp_path: Path) -> No
         SharpnessAwareTrainer(
             mixed(), arguments(tmp_path, **changed), train_dataset=rows("mixed", 4), method=GAM(hvp="exact")
         )
+
+
+def test_another_deepspeed_is_named_before_its_private_names_are_imported() -> None:
+    """Which a version may lack altogether."""
+    code = (
+        "import sys, deepspeed; deepspeed.__version__ = '0.20.0'; sys.modules['deepspeed.runtime.bf16_optimizer'] = None\n"
+        "from types import SimpleNamespace as Has; from accelerate.utils import DistributedType; from torch import nn\n"
+        "from hf_sharp.backends import check\n"
+        "loop = Has(distributed_type=DistributedType.DEEPSPEED)\n"
+        "try: check(nn.Linear(1, 1), loop, None, local=False, exact=False)\n"
+        "except ImportError as error: print('ImportError:', error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines()[-1] == VERSION.format("0.20.0"), done.stderr
