@@ -22,7 +22,6 @@ import types
 from argparse import PARSER, Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,8 +83,14 @@ def sharp_trainers(given: Mapping[str, Any]) -> Iterator[dict[type[Trainer], typ
 
 def _sharp(kind: type[Trainer], given: Mapping[str, Any]) -> type[Trainer]:
     """A class of Trainers with the mixin in front, under its own name."""
+
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
+        # Not the mixin's own: the script's Trainer may have arguments of the same names.
+        with self._made_sharp(**given):
+            super(SharpnessAwareMixin, self).__init__(*args, **kwargs)
+
     body = {
-        "__init__": partialmethod(SharpnessAwareMixin.__init__, **given),
+        "__init__": made,
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,

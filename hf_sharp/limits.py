@@ -70,12 +70,22 @@ def check_training(
             "Launch one process per GPU with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0."
         )
     _check_double_backward(args, method)
-    for part in method.parts():
-        if isinstance(part, Decayed) and args.weight_decay:
-            raise ValueError(
-                f"With Decayed the optimizer must not decay the weights too, got weight_decay={args.weight_decay!r} in the "
-                "training arguments. Set it to 0."
-            )
+    check_decay(method, [args.weight_decay], "in the training arguments")
+
+
+def check_decay(method: AbstractMethod, decays: Sequence[float], where: str) -> None:
+    """Raises ValueError where the weights would decay twice.
+
+    Args:
+        method: what trains.
+        decays: the optimizer's.
+        where: they were given.
+    """
+    found = next((decay for decay in decays if decay), None)
+    if found is not None and any(isinstance(part, Decayed) for part in method.parts()):
+        raise ValueError(
+            f"With Decayed the optimizer must not decay the weights too, got weight_decay={found!r} {where}. Set it to 0."
+        )
 
 
 def warn_of_rounding(weights: Sequence[Tensor]) -> None:

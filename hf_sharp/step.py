@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from hf_sharp.backends import check, choose
 from hf_sharp.clock import Clock
-from hf_sharp.limits import check_optimizer, check_scalar, has_second_derivative, warn_of_rounding
+from hf_sharp.limits import check_decay, check_optimizer, check_scalar, has_second_derivative, warn_of_rounding
 from hf_sharp.methods import AbstractMethod
 from hf_sharp.methods.checks import function, one_of
 from hf_sharp.oracle import Backward, MicroBatch, Oracle, Run
@@ -90,7 +91,9 @@ class SharpStep:
         self._model, self._optimizer, self._accelerator = model, optimizer, accelerator
         self._scaler = accelerator.scaler if accelerator is not None else scaler
         self._whole, self._local = perturb_over == "batch", perturb_over == "device"
-        check_optimizer([type(optimizer)])
+        inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+        check_optimizer([type(inner)])
+        check_decay(self.method, [group.get("weight_decay", 0.0) for group in inner.param_groups], "in the optimizer")
         check(model, accelerator, perturb, local=self._local, exact=has_second_derivative(self.method))
         self._backend = choose(model, accelerator, perturb, self._scaler, local=self._local)
         self._space = self._backend.space

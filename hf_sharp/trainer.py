@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
     _Base = Trainer
 else:
     _Base = object
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a Trainer trains with.
+
+    Attributes:
+        method: the method.
+        perturb_over, perturb: as `SharpnessAwareMixin` takes them.
+    """
+
+    method: AbstractMethod
+    perturb_over: str
+    perturb: Perturb
 
 
 class SharpnessAwareMixin(_Base):
@@ -65,18 +80,23 @@ class SharpnessAwareMixin(_Base):
         perturb: Perturb = None,
         **kwargs: Any,
     ) -> None:
-        self.method = self._given = parse_method(method)
+        with self._made_sharp(method, perturb_over, perturb):
+            super().__init__(*args, **kwargs)
+
+    @contextmanager
+    def _made_sharp(self, method: Any, perturb_over: str = "batch", perturb: Perturb = None) -> Iterator[None]:
+        """Inside, the Trainer that this is in front of is made; names of its own do not meet those that are set here."""
         one_of(PERTURB_OVER, "perturb_over", perturb_over)
-        self._perturb_over, self._perturb = perturb_over, perturb
+        self._sharp_choice = self._sharp_given = _Choice(parse_method(method), perturb_over, perturb)
         self._sharp: SharpStep | None = None
-        self._notes = Notes(self)
-        self._resumed_from: str | None = None
-        check_trainer(type(self), self.method)
-        super().__init__(*args, **kwargs)
+        self._sharp_notes = Notes(self)
+        self._sharp_resumed_from: str | None = None
+        check_trainer(type(self), self._sharp_choice.method)
+        yield
         self._check_method()
         assert self.model is not None
-        local, exact = perturb_over == "device", has_second_derivative(self.method)
-        check(self.model, self.accelerator, perturb, local=local, exact=exact)
+        exact = has_second_derivative(self._sharp_choice.method)
+        check(self.model, self.accelerator, perturb, local=perturb_over == "device", exact=exact)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """The Trainer's, with half-written checkpoints passed over where ``resume_from_checkpoint`` is True."""
@@ -92,7 +112,7 @@ class SharpnessAwareMixin(_Base):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """The Trainer's, on the last micro-batch followed by the method's other passes."""
-        plain, notes = super().training_step, self._notes
+        plain, notes = super().training_step, self._sharp_notes
         notes.forget()
         counters, is_first = notes.counters(), True
         prepared: list[Prepared] = []
@@ -128,7 +148,8 @@ class SharpnessAwareMixin(_Base):
         """The Trainer's, with a section about the method, its fields and its papers."""
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero() and self.args.output_dir is not None:
-            add_to_model_card(self.args.output_dir, self.method, self._perturb_over, self._perturb)
+            choice = self._sharp_choice
+            add_to_model_card(self.args.output_dir, choice.method, choice.perturb_over, choice.perturb)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """The Trainer's.
@@ -163,7 +184,8 @@ class SharpnessAwareMixin(_Base):
             return
         space = self.hp_space
         by_space = self.hp_search_backend == HPSearchBackend.OPTUNA
-        theirs, self.method = split(space(trial) if by_space else trial, self._given, self.args)
+        theirs, method = split(space(trial) if by_space else trial, self._sharp_given.method, self.args)
+        self._sharp_choice = replace(self._sharp_given, method=method)
         self.hp_space = lambda trial: theirs
         super()._hp_search_setup(trial if by_space else theirs)
         self._trial, self.hp_space = trial, space
@@ -171,25 +193,27 @@ class SharpnessAwareMixin(_Base):
 
     def _check_method(self) -> None:
         """Raises ValueError where the method cannot run in this Trainer."""
-        check_trainer(type(self), self.method)
-        check_loss(vars(self).get("loss"), self.method)
-        check_training(self.method, self.args, self.optimizer, self.optimizer_cls_and_kwargs)
+        method = self._sharp_choice.method
+        check_trainer(type(self), method)
+        check_loss(vars(self).get("loss"), method)
+        check_training(method, self.args, self.optimizer, self.optimizer_cls_and_kwargs)
 
     def _sharp_step(self, model: nn.Module) -> SharpStep:
         if self._sharp is None:
             assert self.optimizer is not None
+            choice = self._sharp_choice
             self._sharp = SharpStep(
                 model,
                 self.optimizer,
-                self.method,
+                choice.method,
                 accelerator=self.accelerator,
                 steps=self.state.max_steps,
                 seed=self.args.seed,
-                perturb_over=self._perturb_over,
-                perturb=self._perturb,
+                perturb_over=choice.perturb_over,
+                perturb=choice.perturb,
             )
-            if self._resumed_from is not None:
-                file = state_file(self._resumed_from, _rank())
+            if self._sharp_resumed_from is not None:
+                file = state_file(self._sharp_resumed_from, _rank())
                 if file.exists():
                     self._sharp.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         return self._sharp
@@ -198,7 +222,7 @@ class SharpnessAwareMixin(_Base):
         """Whether the step under way will be logged, as far as the arguments tell."""
         step, args = self.state.global_step + 1, self.args
         if args.logging_strategy == IntervalStrategy.EPOCH:
-            return self.accelerator.gradient_state.end_of_dataloader
+            return self.accelerator.gradient_state.end_of_dataloader or step >= self.state.max_steps
         if args.logging_strategy == IntervalStrategy.STEPS and step % self.state.logging_steps == 0:
             return True
         return step == 1 and args.logging_first_step
@@ -206,7 +230,7 @@ class SharpnessAwareMixin(_Base):
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self._sharp is not None:
             self._sharp.start_over()
-        self._sharp = self._resumed_from = None  # also where auto_find_batch_size starts over
+        self._sharp = self._sharp_resumed_from = None  # also where auto_find_batch_size starts over
         return super()._inner_training_loop(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -218,9 +242,13 @@ class SharpnessAwareMixin(_Base):
             file.parent.mkdir(parents=True, exist_ok=True)  # another rank may be slower to make it
             torch.save(state, file)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        _wait_for_all_ranks()  # the Trainer's state comes next, and says that the checkpoint is whole
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        self._resumed_from = checkpoint
+        self._sharp_resumed_from = checkpoint
 
 
 class SharpnessAwareTrainer(SharpnessAwareMixin, Trainer):
@@ -234,3 +262,8 @@ class SharpnessAwareSeq2SeqTrainer(SharpnessAwareMixin, Seq2SeqTrainer):
 def _rank() -> int:
     """This process among all, also where DeepSpeed on CPUs lets accelerate believe that it is the only one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _wait_for_all_ranks() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()

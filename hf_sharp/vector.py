@@ -68,11 +68,15 @@ class Space:
 
     def add_up(self, numbers: Sequence[Tensor], *, square: bool = False) -> Tensor:
         """The sum over parts and ranks of one number (or its square) per part; zero where there are none."""
+        return self.total(self.summed(numbers, square=square), "sum")
+
+    def summed(self, numbers: Sequence[Tensor], *, square: bool = False) -> Tensor:
+        """The same over this rank's parts alone."""
         device, dtype = self.scalars()
         if len({(n.device, n.dtype) for n in numbers}) > 1:
             numbers = [n.to(device, dtype) for n in numbers]
         terms = (torch.stack(list(numbers)) if numbers else torch.zeros(1, device=device)).to(device, dtype)
-        return self.total((terms.square() if square else terms).sum(), "sum")
+        return (terms.square() if square else terms).sum()
 
     def scalars(self) -> tuple[torch.device, torch.dtype]:
         """Where, and how exactly, numbers about whole vectors are kept."""
@@ -239,12 +243,20 @@ class Vector:
 
     def dot(self, other: Vector) -> Tensor:
         """The inner product over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""
-        local = [
+        return self.dots(other)[0]
+
+    def dots(self, *others: Vector) -> list[Tensor]:
+        """The inner products with several vectors, in one collective."""
+        sums = [self.space.summed(self._products(other)) for other in others]
+        totals = self.space.total(torch.stack(sums), "sum").unbind()
+        return [total * self.scale * other.scale for total, other in zip(totals, others, strict=True)]
+
+    def _products(self, other: Vector) -> list[Tensor]:
+        return [
             torch.dot(wide(x).reshape(-1), wide(y).reshape(-1))
             for x, y in zip(self.space.own(self.parts), other.parts, strict=True)
             if x is not None and y is not None
         ]
-        return self.space.add_up(local) * self.scale * other.scale
 
     def norm(self) -> Tensor:
         """The Euclidean norm over all ranks, a float64 tensor without dimensions (float32 on devices that lack it)."""

@@ -177,6 +177,22 @@ def test_what_a_half_written_folder_held_is_gone_when_it_is_written_anew(tmp_pat
     assert [key for entry in _logs(some) for key in entry if "crsam" in key] == []
 
 
+def test_a_checkpoint_counts_as_whole_after_all_ranks_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They wait for each other when their own files are there, and the file that says so is not."""
+    seen = []
+
+    def wait() -> None:
+        folder = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
+        seen.append({file.name for file in folder.iterdir()})
+
+    monkeypatch.setattr("hf_sharp.trainer._wait_for_all_ranks", wait)
+    trainer(tmp_path, JOBS["averaging"]).train()
+    assert seen
+    for names in seen:
+        assert {"rng_state.pth", "optimizer.pt", "sharpness_0.pt"} <= names
+        assert _STATE not in names
+
+
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     """Without any checkpoint the Trainer's own error is raised, and nothing is trained."""
     some = trainer(tmp_path, JOBS["sam"])

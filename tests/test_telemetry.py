@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import SGD
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_sharp import CRSAM, GAM, RSAM, SAM, AbstractMethod, Every, SharpnessAwareTrainer, SharpStep
 from tests.problems import Gradients, Perceptron, arguments, batch_for, generic
@@ -122,6 +123,18 @@ def test_trainer_logs_the_step_that_is_logged(tmp_path: Path, method: AbstractMe
     for entry in logs:
         ours = {key: value for key, value in entry.items() if key.startswith("sharpness/")}
         assert ours == pytest.approx(expected[int(entry["step"]) - 1], rel=1e-9)
+
+
+def test_the_last_step_of_a_cut_epoch_is_observed(tmp_path: Path) -> None:
+    """With a log per epoch and ``max_steps`` in the middle of one the Trainer logs that step."""
+    data = [{"x": torch.zeros(1)}] * 12
+    args = arguments(tmp_path)
+    args.logging_strategy, args.max_steps = IntervalStrategy.EPOCH, 4
+    trainer = SharpnessAwareTrainer(Quadratic("bowl"), args, train_dataset=data, method=SAM(rho=0.2))
+    trainer.train()
+    (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert (entry["step"], entry["epoch"] < 1) == (4, True)
+    assert {"sharpness/loss_gap", "sharpness/shift_norm", "sharpness/cos"} <= entry.keys()
 
 
 def test_unobserved_steps_say_little() -> None:

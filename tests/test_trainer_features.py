@@ -41,7 +41,7 @@ class Methods(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.trainer is not None
         passes = [entry["sharpness/passes"] for entry in state.log_history if "sharpness/passes" in entry][-1]
-        self.seen.append((self.trainer.method, passes, args.learning_rate))
+        self.seen.append((self.trainer._sharp.method, passes, args.learning_rate))
 
 
 def _searched(method: AbstractMethod, space: Any, folder: Path, trials: int) -> tuple[Any, list[Any], SharpnessAwareTrainer]:

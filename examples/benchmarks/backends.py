@@ -68,11 +68,11 @@ class Formula:
 
 
 FORMULAS = {
-    "accelerated_gam": Formula(passes=4, numbers=5, kept=3),
+    "accelerated_gam": Formula(passes=4, numbers=4, kept=3),
     "asam": Formula(passes=2, numbers=1, kept=0),
     "crsam": Formula(passes=3, numbers=1, kept=2),
     "gam": Formula(passes=4, numbers=3, kept=2),
-    "gsam": Formula(passes=2, numbers=3, kept=1),
+    "gsam": Formula(passes=2, numbers=2, kept=1),
     "rsam": Formula(passes=2, numbers=1, kept=1),
     "sam": Formula(passes=2, numbers=1, kept=0),
 }

@@ -44,9 +44,15 @@ def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *
         got = type(model).__name__
         raise ValueError(f"The model must be a torch.nn.Module, got {got}. Pass SharpStep(model, optimizer, method).")
     kind = DistributedType.NO if accelerator is None else accelerator.distributed_type
-    if kind not in _KNOWN or isinstance(model, nn.DataParallel):
-        got = "nn.DataParallel" if isinstance(model, nn.DataParallel) else f"distributed_type {kind.value}"
-        raise ValueError(f"Each process must train on one device, got {got}. Launch one process per device under DDP.")
+    if isinstance(model, nn.DataParallel):
+        raise ValueError(
+            "Each process must train on one device, got nn.DataParallel. Launch one process per device under DDP."
+        )
+    if kind not in _KNOWN:
+        raise ValueError(
+            f"distributed_type must be one of {', '.join(known.value for known in _KNOWN)}, got {kind.value}, for which there "
+            "is no backend. Launch under DDP, FSDP2 or DeepSpeed, on CUDA GPUs or CPUs."
+        )
     plugin = accelerator.state.fsdp_plugin if accelerator is not None and kind == DistributedType.FSDP else None
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or (
         plugin is not None and plugin.fsdp_version == 1

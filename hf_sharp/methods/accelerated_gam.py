@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hf_sharp.methods.base import AbstractMethod, ascend, without
 from hf_sharp.methods.checks import at_least, between, flag
-from hf_sharp.methods.schedules import Radius, radius
+from hf_sharp.methods.schedules import Radius, as_number, radius
 from hf_sharp.problem import AbstractOracle
 from hf_sharp.vector import Vector
 
@@ -49,7 +49,7 @@ class AcceleratedGAM(AbstractMethod):
     step: float = 0.02
     a: float = 0.6
     b: float = 0.5
-    gamma: float = 0.03
+    gamma: Radius = 0.03
     released: bool = False
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class AcceleratedGAM(AbstractMethod):
         at_least(0, "step", self.step, example="0.02")
         between(0, 1, "a", self.a, example="0.6")
         between(0, 1, "b", self.b, example="0.5")
-        at_least(0, "gamma", self.gamma, example="0.03")
+        radius("gamma", self.gamma)
         flag("released", self.released)
 
     def direction(self, f: AbstractOracle) -> Vector:
@@ -68,4 +68,4 @@ class AcceleratedGAM(AbstractMethod):
         g3 = f(e + ascend(g2, self.step)).grad
         h_plus = (self.a * g1 + (1 - self.a) * g3).stored()
         h_minus = (1.0 if self.released else self.b) * g0 + (1 - self.b) * g2
-        return h_plus - self.gamma * without(h_minus, h_plus)
+        return h_plus - as_number(self.gamma) * without(h_minus, h_plus)

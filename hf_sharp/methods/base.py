@@ -134,5 +134,5 @@ def _safe(norm: Scalar) -> Scalar:
 
 def without(x: Vector, y: Vector) -> Vector:
     """The part of x that is orthogonal to y."""
-    square = y.dot(y)
-    return x - x.dot(y) / square.clamp(min=torch.finfo(square.dtype).tiny) * y
+    square, product = y.dots(y, x)
+    return x - product / square.clamp(min=torch.finfo(square.dtype).tiny) * y

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, Optimizer
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 
 from hf_sharp import (
@@ -53,6 +54,13 @@ def step(method: Any = SAM(), model: Any = None, **given: Any) -> SharpStep:  # 
     """A bare loop's step."""
     model = mixed() if model is None else model
     return SharpStep(model, SGD([torch.zeros(1)], lr=0.1), method, **given)
+
+
+def prepared(optimizer: Optimizer) -> SharpStep:
+    """A step of a loop under Accelerate, with its optimizer prepared."""
+    accelerator = Accelerator(cpu=True)
+    model, ready = accelerator.prepare(mixed(), optimizer)
+    return SharpStep(model, ready, SAM(), accelerator=accelerator)
 
 
 def sparse() -> None:
@@ -278,6 +286,22 @@ CASES: Cases = [
         lambda f: trainer(method=Decayed(SAM(), 0.1), args={"weight_decay": 0.1}),
         "With Decayed the optimizer must not decay the weights too, got weight_decay=0.1 in the training arguments. "
         "Set it to 0.",
+    ),
+    (
+        lambda f: SharpStep((model := mixed()), SGD(model.parameters(), lr=0.1, weight_decay=0.1), Decayed(SAM(), 0.1)),
+        "With Decayed the optimizer must not decay the weights too, got weight_decay=0.1 in the optimizer. Set it to 0.",
+    ),
+    (lambda f: prepared(LayerWiseDummyOptimizer()), LAYERWISE),
+    (
+        lambda f: SharpStep((model := mixed()), SGD(model.parameters(), lr=0.1), SAM())(
+            lambda batch: torch.ones(4, requires_grad=True), {}
+        ),
+        "The loss must be one number, got shape (4,). Reduce it, e.g. with loss.mean().",
+    ),
+    (
+        lambda f: AcceleratedGAM(gamma="0.03"),  # type: ignore[arg-type]
+        "gamma must be a finite number >= 0 or a schedule, got the string '0.03'. "
+        "Pass e.g. gamma=0.05; YAML reads 5e-2 as a string and 5.0e-2 as a number.",
     ),
     (
         lambda f: trainer(method=Every(2, GAM(hvp="exact")), args={"torch_compile": True}),

@@ -64,6 +64,15 @@ class Mine(Trainer):
     def __new__(cls, *args, **kwargs):
         return super().__new__(cls)
 """
+OWN_NAMES = """
+from functools import partial
+from transformers import Trainer
+class Distilling(Trainer):
+    def __init__(self, *args, method, perturb, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.method, self.perturb, self._perturb, self._notes, self._given = method, perturb, "p", "n", "g"
+Mine = partial(Distilling, method="kd", perturb=0.5)
+"""
 FORMS = {
     "from transformers": ("from transformers import Trainer", "Trainer"),
     "from transformers.trainer": ("from transformers.trainer import Trainer", "Trainer"),
@@ -120,7 +129,7 @@ def test_every_trainer_is_reached(form: str, passes: list[Trainer], capsys: pyte
     main = sys.modules["__main__"]
     trainer, kind = main.trainer, eval(name, vars(main))
     assert len(passes) == 4  # two for each of two steps
-    assert trainer.method == ASAM(rho=0.2)
+    assert trainer._sharp.method == ASAM(rho=0.2)
     assert isinstance(trainer, kind)
     assert isinstance(trainer, SharpnessAwareMixin)
     assert type(trainer).__mro__[1:] == (SharpnessAwareMixin, *kind.__mro__)
@@ -129,6 +138,15 @@ def test_every_trainer_is_reached(form: str, passes: list[Trainer], capsys: pyte
     assert issubclass(kind, Trainer)
     assert len(vars(main).get("STEPS", passes)) == 4  # a step of its own is one pass
     assert "warning" not in capsys.readouterr().err
+
+
+def test_arguments_and_names_of_the_scripts_own(passes: list[Trainer]) -> None:
+    """A Trainer that has a method of its own takes it, and keeps it."""
+    launch.main(["--sharpness", "asam", "--rho", "0.2", write(TRAINING.format(code=OWN_NAMES, name="Mine")), "out"])
+    trainer = sys.modules["__main__"].trainer
+    assert len(passes) == 4
+    assert (trainer.method, trainer.perturb, trainer._notes) == ("kd", 0.5, "n")
+    assert trainer._sharp.method == ASAM(rho=0.2)
 
 
 def test_a_script_of_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
