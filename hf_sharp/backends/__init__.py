@@ -50,8 +50,8 @@ def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *
         )
     if kind not in _KNOWN:
         raise ValueError(
-            f"distributed_type must be one of {', '.join(known.value for known in _KNOWN)}, got {kind.value}, for which there "
-            "is no backend. Launch under DDP, FSDP2 or DeepSpeed, on CUDA GPUs or CPUs."
+            f"distributed_type must be one of {', '.join(known.value for known in _KNOWN)}, got {kind.value}, for which "
+            "there is no backend. Launch under DDP, FSDP2 or DeepSpeed, on CUDA GPUs or CPUs."
         )
     plugin = accelerator.state.fsdp_plugin if accelerator is not None and kind == DistributedType.FSDP else None
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()) or (

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_sharp.arithmetic import Scalar
 from hf_sharp.backends.base import AbstractBackend
 from hf_sharp.backends.units import sharded_unit_norms
-from hf_sharp.backends.zero import shape_of, store_of
+from hf_sharp.backends.zero import loss_scale_of, shape_of, store_of
 from hf_sharp.parameters import Perturb, describe, trainable
 from hf_sharp.vector import Parts, Space, Vector
 
@@ -111,7 +111,7 @@ class DeepSpeed(AbstractBackend):
     def loss_scale(self) -> Scalar:
         if not self._engine.fp16_enabled():
             return 1.0
-        return torch.full((), float(self._engine.optimizer.loss_scale), device=self.space.scalars()[0])
+        return torch.full((), loss_scale_of(self._engine), device=self.space.scalars()[0])
 
     def total(self, x: Tensor, op: str) -> Tensor:
         if self._store.holds_all:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
@@ -25,6 +26,11 @@ from hf_sharp.vector import Parts
 def shape_of(p: Any) -> tuple[int, ...]:
     """The full shape of a parameter, also where ZeRO-3 left an empty tensor."""
     return tuple(p.ds_shape) if is_zero_param(p) else tuple(p.shape)
+
+
+def loss_scale_of(engine: Any) -> float:
+    """What the engine multiplies a loss with: 1 without ZeRO, though the optimizer there divides by its scale."""
+    return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, ZeROOptimizer) else 1.0
 
 
 @dataclass(frozen=True)

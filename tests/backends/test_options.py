@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.backends.launches import EXACT, SLOW, succeed
-from tests.workers.options import METHODS, OPTIONS
+from tests.workers.options import METHODS, OPTIONS, SIDE
 
 KINDS = ["ddp", "fsdp2", *(pytest.param(kind, marks=SLOW) for kind in ("zero1", "zero2", "zero3"))]
 
@@ -41,5 +41,8 @@ def test_the_options_are_in_force(found: Any) -> None:
     alone = found("alone")
     for name in ("checkpointing gsam", "reentrant gsam", "compiled gsam"):
         assert float((alone[name] - alone["plain gsam"]).abs().max()) < 1e-12
+    fickle = {name: alone[f"fickle {name}"] for name in METHODS}
+    assert not torch.equal(fickle["gsam"][:3], SIDE)  # -alpha g is left of the first pass' gradient
+    assert torch.equal(fickle["rsam"][:3], SIDE)  # the second pass' gradient is all
     sizes = {option: alone[f"{option} gsam"].numel() for option in OPTIONS}
     assert sizes["lora"] < sizes["frozen"] < sizes["plain"] < sizes["unused"]

@@ -58,8 +58,8 @@ REFUSED = {
     "deepcompile": KEY.format("compile.deepcompile", False, True, "it reduces gradients where they cannot be held back"),
     "deepspeed 0.18.9": VERSION.format("0.18.9"),
     "deepspeed 0.20.0": VERSION.format("0.20.0"),
-    "megatron": "ValueError: distributed_type must be one of NO, MULTI_CPU, MULTI_GPU, FSDP, DEEPSPEED, got MEGATRON_LM, for "
-    "which there is no backend. Launch under DDP, FSDP2 or DeepSpeed, on CUDA GPUs or CPUs.",
+    "megatron": "ValueError: distributed_type must be one of NO, MULTI_CPU, MULTI_GPU, FSDP, DEEPSPEED, got MEGATRON_LM, "
+    "for which there is no backend. Launch under DDP, FSDP2 or DeepSpeed, on CUDA GPUs or CPUs.",
     "columns": "ValueError: FSDP2 must cut all trainable weights by rows on one mesh, got (Shard(dim=1),) on "
     "DeviceMesh((1,), 'cpu', stride=((),)) for 'inner.weight'. Leave out shard_placement_fn, tensor and expert parallelism.",
     "static graph": "ValueError: perturb_over='device' needs passes without a reduction, got DistributedDataParallel with "

@@ -25,7 +25,7 @@ from hf_sharp import SAM, SharpnessAwareTrainer, SharpStep
 from tests.models import arguments, bits
 from tests.problems import Perceptron, batch_for, generic
 from tests.workers.loops import as_the_model, in_float32, loss_of, piece, setup
-from tests.workers.trainers import Loadable, SmallConfig, look
+from tests.workers.trainers import Loadable, Look, SmallConfig
 
 RANK = int(os.environ.get("RANK", "0"))
 METHOD = SAM(rho=0.5)
@@ -111,10 +111,8 @@ def training(place: str, folder: Path) -> None:
     )
     data: Any = samples(10)
     trainer = SharpnessAwareTrainer(model, args, train_dataset=data, method=METHOD)
-    try:
-        trainer.train()
-    finally:
-        look("ddp", trainer)
+    trainer.add_callback(Look("ddp", trainer))
+    trainer.train()
 
 
 def samples(steps: int) -> list[dict[str, Tensor]]:

@@ -27,7 +27,9 @@ from tests.models import collated, llama, rows, seeded
 from tests.workers.engines import engine, full_weights
 
 RANK = int(os.environ.get("RANK", "0"))
-RANKS = 2
+RANKS, MICRO_BATCHES = 2, 2
+SIDE = torch.linspace(0.25, 0.75, 3)
+"""What the weight of `Fickle` starts from."""
 METHODS: dict[str, AbstractMethod] = {"gsam": GSAM(rho=0.1), "rsam": RSAM(rho=0.1, gamma=0.02)}
 
 
@@ -40,6 +42,21 @@ class WithSpare(nn.Module):
 
     def forward(self, **batch: Tensor) -> Any:
         return self.core(**batch)
+
+
+class Fickle(nn.Module):
+    """A model with a weight that the first pass of each step uses and the second does not."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__()
+        self.core, self.side, self.calls = core, nn.Parameter(SIDE.clone()), 0
+
+    def forward(self, **batch: Tensor) -> Any:
+        out = self.core(**batch)
+        if self.calls % (2 * MICRO_BATCHES) < MICRO_BATCHES:
+            out["loss"] = out["loss"] + (out["logits"][..., :3] * self.side).mean()
+        self.calls += 1
+        return out
 
 
 def plain() -> nn.Module:
@@ -79,6 +96,7 @@ OPTIONS: dict[str, Callable[[], nn.Module]] = {
     "lora": lambda: adapted(plain()),
     "lora_beside": lambda: adapted(plain()),
     "unused": lambda: WithSpare(plain()),
+    "fickle": lambda: Fickle(plain()),
     "compiled": plain,
 }
 
@@ -113,17 +131,17 @@ def batch_of(kind: str, step: int, micro: int) -> dict[str, Tensor]:
 
 def train(kind: str, option: str, method: AbstractMethod) -> Tensor:
     """The trainable weights after three steps of two micro-batches."""
-    accelerator, share = None, 2
+    accelerator, share = None, MICRO_BATCHES
     model: Any
     optimizer: Any
     if kind.startswith("zero"):
-        model, optimizer, accelerator = engine(kind, OPTIONS[option](), 2, None)
+        model, optimizer, accelerator = engine(kind, OPTIONS[option](), MICRO_BATCHES, None)
         share = 1
         assert model.zero_optimization_stage() == int(kind[4])
     else:
         model = sharded(option) if kind == "fsdp2" else OPTIONS[option]().double()
         if kind == "ddp":
-            model = DistributedDataParallel(model, find_unused_parameters=option == "unused")
+            model = DistributedDataParallel(model, find_unused_parameters=option in ("unused", "fickle"))
         if kind == "fsdp2":
             whole = [p for p in model.parameters() if p.requires_grad and not isinstance(p, DTensor)]
             assert bool(whole) == (option == "lora_beside")
@@ -132,10 +150,12 @@ def train(kind: str, option: str, method: AbstractMethod) -> Tensor:
             model = torch.compile(model, backend="aot_eager")
     sharp = SharpStep(model, optimizer, method, accelerator=accelerator, steps=3)
     for step in range(3):
-        for micro in range(2):
+        for micro in range(MICRO_BATCHES):
+            last = micro == MICRO_BATCHES - 1
             if accelerator is not None:
-                accelerator.gradient_state._set_sync_gradients(micro == 1)
-            sharp(lambda b: model(**b)["loss"] / share, batch_of(kind, step, micro), last=micro == 1, micro_batches=2)
+                accelerator.gradient_state._set_sync_gradients(last)
+            batch = batch_of(kind, step, micro)
+            sharp(lambda b: model(**b)["loss"] / share, batch, last=last, micro_batches=MICRO_BATCHES)
         if accelerator is None:
             optimizer.step()
             optimizer.zero_grad()

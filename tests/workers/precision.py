@@ -81,7 +81,8 @@ def errors(sharp: SharpStep, w: Tensor, direction: Tensor) -> dict[str, float]:
 
 
 def main() -> None:
-    """Look at masters and copies in each pass, after a step, and after a step that an infinite loss let skip."""
+    """Look at masters and copies in each pass, after a step, and after a step that an infinite loss let skip; and at the
+    true size of the gradients and the direction, before and after."""
     kind, file = sys.argv[1:]
     dist.init_process_group("gloo")
     dtype, more = settings(kind)
@@ -152,8 +153,7 @@ def main() -> None:
             scale = float(wrapped.optimizer.loss_scale)
     model.poison, start = 1.0, flattened(sharp)
     sharp(lambda b: wrapped(**b), batch, observe=True)
-    if dtype == torch.float16:  # elsewhere the infinite losses were not skipped
-        found["errors_later"] = errors(sharp, start, (start - flattened(sharp)) / LR - MOMENTUM * direction)
+    found["errors_later"] = errors(sharp, start, (start - flattened(sharp)) / LR - MOMENTUM * direction)
     torch.save(found, f"{file}-{dist.get_rank()}")
     print("done", flush=True)
     os._exit(0)

@@ -16,18 +16,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from hf_sharp import SharpnessAwareTrainer, SharpStep
-from tests.models import differences, reseed, streams
+from hf_sharp import SAM, SharpnessAwareTrainer, SharpStep
+from tests.models import collated, differences, reseed, streams
 from tests.problems import Perceptron, batch_for, generic
 from tests.workers.engines import full_weights
 from tests.workers.train_and_die import Averaging
-from tests.workers.trainers import RANK, Loadable, trainer_for
+from tests.workers.trainers import RANK, RANKS, Loadable, SmallConfig, samples, train, trainer_for
 
 STEPS, CUT = 10, 4
 
@@ -58,29 +60,56 @@ def through_the_trainer(kind: str, folder: Path) -> dict[str, Any]:
         reseed(0 if resume is None else 99)
         every = {"save_strategy": "steps", "save_steps": CUT, "optim": "adamw_torch", "learning_rate": 0.01}
         trainer: Any = trainer_for(kind, folder, Averaging(), 2, 0.5, dropout=0.2, output_dir=str(folder), **every)
-        trainer.train(resume_from_checkpoint=resume)
+        train(kind, trainer, STEPS if resume is None else STEPS - CUT, resume_from_checkpoint=resume)
         assert trainer.state.global_step == STEPS
         ends.append(end(kind, trainer))
     trainer.save_model(str(folder / "final"))
     if dist.is_initialized():
         dist.barrier()
     unset_hf_deepspeed_config()  # load as a plain script does
-    loaded = Loadable.from_pretrained(folder / "final", dtype=torch.float64 if kind == "ddp" else torch.float32)
-    flat = torch.cat([p.detach().double().reshape(-1) for p in loaded.parameters()])
-    gap = float((flat - ends[-1]["weights"].double()).abs().max())
+    return result(folder, torch.float64 if kind == "ddp" else torch.float32, ends)
+
+
+def result(folder: Path, dtype: torch.dtype, ends: list[dict[str, Any]]) -> dict[str, Any]:
+    """What differs between two ends, and between the second one and a plain model from the consolidated checkpoint."""
+    loaded = Loadable.from_pretrained(folder / "final", dtype=dtype)
+    gap = float((whole(loaded) - ends[-1]["weights"].double()).abs().max())
     kept = len(ends[0]["memory"])
     return {"differences": differences(*ends), "consolidated": gap, "memory": kept, "optimizer": len(ends[0]["optimizer"])}
 
 
+def whole(model: nn.Module) -> Tensor:
+    """The whole weights as one vector in float64."""
+    tensors = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return torch.cat([x.detach().double().reshape(-1) for x in tensors])
+
+
+def go_on(model: Any) -> Tensor:
+    """The weights after two steps more, of SAM, of an optimizer that starts anew, and without dropout."""
+    model.dropout.p = 0.0
+    optimizer = SGD(model.parameters(), lr=0.1)
+    sharp = SharpStep(model, optimizer, SAM())
+    rows = samples("fsdp2", 2 * 4 * RANKS)
+    for first in range(4 * RANK, len(rows), 4 * RANKS):
+        sharp(lambda b: model(**b)["loss"], collated(rows[first : first + 4]))
+        optimizer.step()
+        optimizer.zero_grad()
+    return whole(model)
+
+
 def in_a_bare_loop(folder: Path) -> dict[str, Any]:
-    """The same for fully_shard, with PyTorch's distributed checkpoints."""
+    """The same for fully_shard, with PyTorch's distributed checkpoints; and how it goes on."""
     dist.init_process_group("gloo")
 
-    def start() -> tuple[Any, SGD, SharpStep]:
-        model: Any = generic(Perceptron())
-        fully_shard(model.inner)
+    def start(seed: int) -> tuple[Any, SGD, SharpStep]:
+        model: Any = Loadable(SmallConfig(dropout=0.2))
+        generic(model.core)
+        fully_shard(model.core.inner)
         fully_shard(model)
+        assert all(isinstance(module, FSDPModule) for module in (model, model.core.inner))
+        assert all(isinstance(p, DTensor) and p.device_mesh.size() == RANKS for p in model.parameters())
         optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+        reseed(seed + RANK)
         return model, optimizer, SharpStep(model, optimizer, Averaging(), steps=STEPS)
 
     def go(model: Any, optimizer: SGD, sharp: SharpStep, steps: range, save: bool) -> dict[str, Any]:
@@ -88,34 +117,33 @@ def in_a_bare_loop(folder: Path) -> dict[str, Any]:
             if save and step == CUT:
                 weights, state = get_state_dict(model, optimizer)
                 dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / "dcp")
-                torch.save(sharp.state_dict(), folder / f"sharp-{RANK}")
+                torch.save({"sharp": sharp.state_dict(), "stream": torch.get_rng_state()}, folder / f"rank-{RANK}")
             sharp(lambda b: model(**b)["loss"], batch_for(Perceptron(), seed=10 * step + RANK))
             optimizer.step()
             optimizer.zero_grad()
-        tensors = [p.to_local().clone() for p in model.parameters()]
-        moments = [optimizer.state[p]["momentum_buffer"].to_local().clone() for p in model.parameters()]
         return {
-            "weights": tensors,
-            "moments": moments,
+            "weights": whole(model),
+            "optimizer": [optimizer.state[p]["momentum_buffer"].to_local().clone() for p in model.parameters()],
+            "stream": torch.get_rng_state(),  # dropout draws from no other
             "memory": [[x.clone() for x in v.tensors()] for v in sharp.memory.values()],
         }
 
-    uninterrupted = go(*start(), range(STEPS), save=True)
-    model, optimizer, sharp = start()
+    uninterrupted = go(*start(0), range(STEPS), save=True)
+    model, optimizer, sharp = start(99)
     weights, state = get_state_dict(model, optimizer)
     saved = {"model": weights, "optimizer": state}
     dcp.load(saved, checkpoint_id=folder / "dcp")
     set_state_dict(model, optimizer, model_state_dict=saved["model"], optim_state_dict=saved["optimizer"])
-    sharp.load_state_dict(torch.load(folder / f"sharp-{RANK}", weights_only=True))
+    own = torch.load(folder / f"rank-{RANK}", weights_only=True)
+    sharp.load_state_dict(own["sharp"])
+    torch.set_rng_state(own["stream"])
     resumed = go(model, optimizer, sharp, range(CUT, STEPS), save=False)
-    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    gap = 0.0
+    consolidated = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if RANK == 0:
-        plain = Perceptron().double()
-        plain.load_state_dict(whole)
-        gap = max(float((whole[name] - p).abs().max()) for name, p in plain.named_parameters())
-    kept = len(uninterrupted["memory"])
-    return {"differences": differences(uninterrupted, resumed), "consolidated": gap, "memory": kept, "optimizer": 6}
+        SmallConfig().save_pretrained(folder / "final")
+        save_file(consolidated, folder / "final" / "model.safetensors", metadata={"format": "pt"})
+    dist.barrier()
+    return {**result(folder, torch.float64, [uninterrupted, resumed]), "went_on": go_on(model)}
 
 
 def main() -> None:

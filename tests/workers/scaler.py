@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -21,7 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hf_sharp import GSAM, SharpStep
 from tests.problems import Perceptron, generic
-from tests.workers.loops import piece
+from tests.reference import Problem, error, gsam
+from tests.workers.loops import RANKS, piece, union
+
+METHOD = GSAM(rho=0.05, alpha=0.4)
+CASES = {"first": None, "pass 0": 0, "pass 1": 1, "later": None}
+"""In which pass the loss is infinite."""
 
 
 def bits(model: Any) -> list[Tensor]:
@@ -29,8 +35,21 @@ def bits(model: Any) -> list[Tensor]:
     return [(p.to_local() if isinstance(p, DTensor) else p).detach().clone() for p in model.parameters()]
 
 
+def flattened(tensors: Iterable[Tensor]) -> Tensor:
+    """Whole tensors as one vector in float64."""
+    return torch.cat([(x.full_tensor() if isinstance(x, DTensor) else x).detach().double().reshape(-1) for x in tensors])
+
+
+def errors(logged: float, w: Tensor, direction: Tensor) -> dict[str, float]:
+    """How far the norm in the logs and the direction are from those in float64 without a scale."""
+    truth = Problem(Perceptron(), union([piece(0, 0, rank) for rank in range(RANKS)]))
+    norm = float(truth.gradient(w)[1].norm())
+    return {"direction": error(direction, gsam(truth, w, 0.05, 0.4)), "grad_norm": abs(logged - norm) / norm}
+
+
 def main() -> None:
-    """Step with finite losses, then with one that is infinite in the first or the second pass on one rank."""
+    """Step with finite losses, then with one that is infinite in the first or the second pass on one rank, then again with
+    finite ones."""
     kind, file = sys.argv[1:]
     dist.init_process_group("gloo")
     model: Any = generic(Perceptron()).float()
@@ -38,9 +57,9 @@ def main() -> None:
     assert isinstance(model, DistributedDataParallel if kind == "ddp" else FSDPModule)
     scaler = GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    sharp = SharpStep(model, optimizer, GSAM(rho=0.05), scaler=scaler)
+    sharp = SharpStep(model, optimizer, METHOD, scaler=scaler)
     found: dict[str, Any] = {}
-    for poisoned in (None, 0, 1):
+    for case, poisoned in CASES.items():
         count = 0
 
         def loss_of(batch: dict[str, Tensor]) -> Tensor:
@@ -52,14 +71,19 @@ def main() -> None:
             count += 1
             return loss * float("inf") if bad else loss
 
-        before, scale = bits(model), scaler.get_scale()
-        sharp(loss_of, piece(0, 0, dist.get_rank()))
+        before, scale, w = bits(model), scaler.get_scale(), flattened(model.parameters())
+        sharp(loss_of, piece(0, 0, dist.get_rank()), observe=poisoned is None)
+        scaler.unscale_(optimizer)
+        found[case] = {}
+        if poisoned is None:
+            direction = flattened(p.grad for p in model.parameters())
+            found[case]["errors"] = errors(sharp.scalars()["sharpness/grad_norm"], w, direction)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
         assert count == 2
         kept = all(torch.equal(a, b) for a, b in zip(bits(model), before, strict=True))
-        found[str(poisoned)] = {"kept": kept, "scale": scaler.get_scale() / scale}
+        found[case].update(kept=kept, scale=scaler.get_scale() / scale)
     torch.save(found, f"{file}-{dist.get_rank()}")
     os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 

@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PretrainedConfig, PreTrainedModel, Trainer
+from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback
 from transformers.distributed import DistributedConfig
 
 from hf_sharp import AbstractMethod, SharpnessAwareTrainer
@@ -122,6 +122,7 @@ def trainer_for(
 def look(kind: str, trainer: Trainer) -> None:
     """Fail unless the kind of training is in force."""
     model: Any = trainer.model_wrapped
+    assert kind.startswith("alone") or dist.get_world_size() == RANKS
     if kind == "ddp":
         assert isinstance(model, DistributedDataParallel)
     elif kind == "fsdp2":
@@ -132,10 +133,28 @@ def look(kind: str, trainer: Trainer) -> None:
         assert isinstance(model, Loadable)
 
 
+class Look(TrainerCallback):
+    """Looks before each step of a Trainer."""
+
+    def __init__(self, kind: str, trainer: Trainer) -> None:
+        self.kind, self.trainer, self.looks = kind, trainer, 0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        look(self.kind, self.trainer)
+        self.looks += 1
+
+
+def train(kind: str, trainer: Trainer, steps: int = STEPS, **resumed: Any) -> None:
+    """Let a Trainer take so many steps, each after a look at what is in force."""
+    watch = Look(kind, trainer)
+    trainer.add_callback(watch)
+    trainer.train(**resumed)
+    assert watch.looks == steps
+
+
 def trained(kind: str, trainer: Trainer) -> dict[str, Any]:
     """The whole weights and the logs after training."""
-    trainer.train()
-    look(kind, trainer)
+    train(kind, trainer)
     if kind.startswith("zero"):
         weights = full_weights(trainer.model_wrapped)
     else:
