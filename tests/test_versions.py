@@ -22,7 +22,8 @@ from hf_sharp.versions import SUPPORTED, check_installed
 ROOT = Path(__file__).parents[1]
 CORE = (
     *("methods", "test_accumulation.py", "test_arguments.py", "test_bare_loop.py", "test_faults.py", "test_neutral.py"),
-    *("test_notes.py", "test_oracle.py", "test_resume.py", "test_telemetry.py", "test_trainer_features.py", "test_vector.py"),
+    *("test_notes.py", "test_oracle.py", "test_resume.py", "test_telemetry.py", "test_trainer_features.py"),
+    "test_vector.py",
 )
 """What the oldest versions are tried with: golden values, the Trainer and the bare loop."""
 

@@ -78,8 +78,11 @@ def quantities(given: Sequence[str]) -> dict[str, AbstractQuantity]:
 
 def checkpoints(given: Sequence[str]) -> dict[str, str]:
     """Where the checkpoints are, by name."""
-    pairs = [(text.split("=", 1) if "=" in text else (Path(text).name, text)) for text in given]
-    out = {name: place for name, place in pairs}
+    out = {}
+    for text in given:
+        name, _, place = text.partition("=")
+        whole = not place or Path(text).is_dir()  # a folder's own name may have a "="
+        out |= {Path(text).name: text} if whole else {name: place}
     if len(out) < len(given):
         raise ValueError(
             f"Each checkpoint must have a name of its own, got {', '.join(given)}. Write e.g. SAM=runs/sam/end."

@@ -134,6 +134,6 @@ def with_equal_passes(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 def _number(settings: Mapping[str, Any], field: str, default: float | None = None) -> float:
     given = settings.get(field, default)
     try:
-        return float(given)  # type: ignore[arg-type] - what it cannot read is refused
+        return float(given)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{field} must be a number, got {given!r}. Write e.g. {field}: 20.") from error

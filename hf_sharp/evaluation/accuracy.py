@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_MODULES = ("image_scores", "top_k_accuracy", "calibration_error")
+_MODULES = ("image_scores", "top_k_accuracy", "calibration_error", "corruption_scores", "multi_label_accuracy")
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int = 1) -> float:
@@ -82,8 +82,8 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def module(name: str) -> str:
-    """The file of a metric for ``evaluate.load``, which then asks no hub: ``image_scores``, ``top_k_accuracy`` or
-    ``calibration_error``.
+    """The file of a metric for ``evaluate.load``, which then asks no hub: ``image_scores``, ``top_k_accuracy``,
+    ``calibration_error``, ``corruption_scores`` (ImageNet-C's) or ``multi_label_accuracy`` (ReaL's).
 
     Raises:
         ValueError: there is no such metric.

@@ -147,7 +147,7 @@ class Source:
     def _classes(self, rows: Dataset, label: str, config: Any, split: str) -> tuple[list[int], range]:
         from hf_sharp.vision.data.classes import class_names
 
-        names = class_names(rows, label, split)
+        names = class_names(rows, label, split, self.data)
         return numbers_of(names, config), first_rows(rows[label][:], names, self.samples, split)
 
     def _text_collate(self, checkpoint: str, label: str, numbers: list[int] | None) -> Collate:

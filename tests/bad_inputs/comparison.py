@@ -96,7 +96,7 @@ CASES: Cases = [
     (lambda f: is_plain({"plain": "maybe"}), "plain must be true or false, got 'maybe'. Write e.g. --plain true."),
     (
         lambda f: grid({"sharpness_args": "p"}, [Axis("sharpness_args.eta", (0.1,))]),
-        "sharpness_args must be a mapping, for a sweep of sharpness_args.eta, got 'p'. Write e.g. '{{\"eta\": 0.01}}'.",
+        "sharpness_args must be a mapping, for a sweep of sharpness_args.eta, got 'p'. Write e.g. '{\"eta\": 0.01}'.",
     ),
     (
         lambda f: summary("sam", {0: {"last": {"epoch": 1.0, "accuracy": 0.5, "top5": 1.0}}}, 0, {}, Metric.of("bleu")),
@@ -116,8 +116,8 @@ CASES: Cases = [
     (lambda f: calibration_error(EYE, LABELS, 0), "bins must be >= 1, got 0. Pass e.g. bins=15."),
     (
         lambda f: accuracy.module("accuracy"),
-        "The metric must be one of image_scores, top_k_accuracy, calibration_error, got 'accuracy'. "
-        "Write e.g. module('image_scores').",
+        "The metric must be one of image_scores, top_k_accuracy, calibration_error, corruption_scores, "
+        "multi_label_accuracy, got 'accuracy'. Write e.g. module('image_scores').",
     ),
     (
         lambda f: corruption_scores({"fog": [0.1] * 5}),
@@ -171,7 +171,7 @@ CASES: Cases = [
     (lambda f: bleu.compare(["a"], ["a"], ["a"], samples=0), "samples must be at least 1, got 0. Use e.g. 1000."),
     (
         lambda f: bleu.module("bleurt"),
-        "The metric must be one of calibration_error, image_scores, token_bleu, top_k_accuracy, translation_scores, got "
-        "'bleurt'. Use e.g. 'token_bleu'.",
+        "The metric must be one of calibration_error, corruption_scores, image_scores, multi_label_accuracy, token_bleu, "
+        "top_k_accuracy, translation_scores, got 'bleurt'. Use e.g. 'token_bleu'.",
     ),
 ]

@@ -22,6 +22,8 @@ from tests.bad_inputs.cases import Cases
 from tests.vision.data.test_sources import args, png, write
 
 CLEAN = torch.arange(10)
+HUMAN = "worse_label", "train", "c10n"
+LARGER = "Pass e.g. image_size={}, or take a model that halves them less often."
 ROW = "row 7 of 'train'"
 SAME = (
     "'train.parquet' and 'test.parquet' must have the same classes in the same order, got 3 and 3, which differ in {}. "
@@ -65,11 +67,11 @@ CASES: Cases = [
     ),
     (
         lambda f: task(f, {"names": None, "labels": ["x", "y"]}, {"names": None, "labels": ["x", "y"]}),
-        "Labels must be class numbers, got string in column 'label' of 'train'. Set label_column.",
+        "Labels must be class numbers, got string in column 'label' of 'train' in '{f}'. Set label_column.",
     ),
     (
         lambda f: task(f, {"names": None}, {"names": None, "labels": [0, -1]}),
-        "Labels must be from 0 to 2, got -1 in column 'label', row 1 of 'test'. "
+        "Labels must be from 0 to 2, got -1 in column 'label', row 1 of 'test' in '{f}'. "
         "Choose a split that has labels, or another label_column.",
     ),
     (lambda f: task(f, {}, {"names": ["cat", "cow", "owl"]}), SAME.format("'cow'")),
@@ -96,17 +98,17 @@ CASES: Cases = [
     ),
     (
         lambda f: task(f, {"labels": [0, None, 2]}),
-        "Each row must have a label, got none in column 'label', row 1 of 'train'. "
+        "Each row must have a label, got none in column 'label', row 1 of 'train' in '{f}'. "
         "Drop the row, or choose a split that has labels.",
     ),
     (
         lambda f: task(f, {"names": None, "labels": [0, 1, None]}, {"names": None}),
-        "Each row must have a label, got none in column 'label', row 2 of 'train'. "
+        "Each row must have a label, got none in column 'label', row 2 of 'train' in '{f}'. "
         "Drop the row, or choose a split that has labels.",
     ),
     (
-        lambda f: class_names(datasets.Dataset.from_dict({"label": [[0], [1]]}), "label", "train"),
-        "Labels must be class numbers, got a list in column 'label' of 'train'. Set label_column.",
+        lambda f: class_names(datasets.Dataset.from_dict({"label": [[0], [1]]}), "label", "train", "birds"),
+        "Labels must be class numbers, got a list in column 'label' of 'train' in 'birds'. Set label_column.",
     ),
     (
         lambda f: symmetric_noise(CLEAN, 0.4, 1, 0),
@@ -168,23 +170,24 @@ CASES: Cases = [
         "noise_rate must be from 0 to 1, got -0.1. Pass e.g. noise_rate=0.4.",
     ),
     (
-        lambda f: human_noise(CLEAN, CLEAN[:5], None, 10),
-        "There must be a human label for each image, got 5 for 10 images. "
+        lambda f: human_noise(CLEAN, CLEAN[:5], None, 10, *HUMAN),
+        "There must be a human label for each image, got 5 in 'c10n' for 10 images. "
         "Use the training split of the data set that they were collected for.",
     ),
     (
-        lambda f: human_noise(CLEAN, CLEAN, CLEAN.flip(0), 10),
-        "Human labels must be in the order of the images, got the true label 9 in row 0, where the data set has 0. "
+        lambda f: human_noise(CLEAN, CLEAN, CLEAN.flip(0), 10, *HUMAN),
+        "Human labels must be in the order of the images, got the true label 9 in row 0 of 'train' in 'c10n', where the "
+        "data set has 0. "
         "Use the original order of the training split.",
     ),
     (
-        lambda f: human_noise(CLEAN, CLEAN + 1, None, 10),
-        "Labels must be from 0 to 9, got 10 in column 'noise_column', row 9 of 'human labels'. "
+        lambda f: human_noise(CLEAN, CLEAN + 1, None, 10, *HUMAN),
+        "Labels must be from 0 to 9, got 10 in column 'worse_label', row 9 of 'train' in 'c10n'. "
         "Choose a split that has labels, or another label_column.",
     ),
     (
-        lambda f: check_labels(torch.tensor([0, 9, -1]), 10, "test", "label"),
-        "Labels must be from 0 to 9, got -1 in column 'label', row 2 of 'test'. "
+        lambda f: check_labels(torch.tensor([0, 9, -1]), 10, "label", "test", "birds"),
+        "Labels must be from 0 to 9, got -1 in column 'label', row 2 of 'test' in 'birds'. "
         "Choose a split that has labels, or another label_column.",
     ),
     (
@@ -287,6 +290,52 @@ CASES: Cases = [
     (
         lambda f: build("pyramidnet110", ["a"], {"drop": 1.5}),
         "drop must be from 0 to 1, got 1.5. Pass e.g. drop=0.5.",
+    ),
+    (
+        lambda f: build("pyramidnet110", ["a"], {"alpha": -20}),
+        "alpha must be >= 0, got -20. Pass e.g. alpha=48.",
+    ),
+    (
+        lambda f: build("wrn28_2", ["a"], {"dropout": 2.0}),
+        "dropout must be from 0 to 1, got 2.0. Pass e.g. dropout=0.3.",
+    ),
+    (
+        lambda f: build("resnext29_32x4d", ["a"], {"groups": 3}),
+        "groups must divide the channels of the 3x3 convolutions, got 3 and [128, 256, 512]. Pass e.g. groups=1.",
+    ),
+    (
+        lambda f: build("resnet8", ["a"], {"stem_width": 8, "groups": 16}),
+        "groups must divide the channels of the 3x3 convolutions, got 16 and [8, 16, 32, 64]. Pass e.g. groups=1.",
+    ),
+    (
+        lambda f: build("resnet8", ["a"], {"stem_stride": 0}),
+        "stem_stride must be at least 1, got 0. Leave it out for the default.",
+    ),
+    (
+        lambda f: build("vgg19_bn", ["a"], {"depths": [1, 1]}),
+        "depths and widths must have one entry per stage, got 2 and 5. Pass e.g. depths=(1, 1, 2), widths=(64, 128, 256).",
+    ),
+    (
+        lambda f: build("vgg19_bn", ["a"], {"depths": [0, 1, 1, 1, 1]}),
+        "depths must be at least 1, got [0, 1, 1, 1, 1]. Leave it out for the default.",
+    ),
+    (
+        lambda f: build("vgg19_bn", ["a"], {"widths": [4, 4, 4, 4, 0]}),
+        "widths must be at least 1, got [4, 4, 4, 4, 0]. Leave it out for the default.",
+    ),
+    (
+        lambda f: build("vgg19_bn", ["a"], {"widths": [1] * 5})(torch.zeros(2, 3, 8, 8)),
+        f"Images must have at least 32x32 pixels for this model, got 8x8. {LARGER.format(32)}",
+    ),
+    (
+        lambda f: build("densenet121", ["a"], {"growth": 4, "depths": [1, 1, 1, 1]})(torch.zeros(2, 3, 9, 7)),
+        f"Images must have at least 8x8 pixels for this model, got 9x7. {LARGER.format(8)}",
+    ),
+    (
+        lambda f: build("densenet121", ["a"], {"growth": 4, "depths": [1] * 4, "stem": "imagenet"})(
+            torch.zeros(2, 3, 28, 28)
+        ),
+        f"Images must have at least 29x29 pixels for this model, got 28x28. {LARGER.format(29)}",
     ),
     (
         lambda f: build("densenet121", ["a"], {"stem": "x"}),

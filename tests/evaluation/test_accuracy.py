@@ -90,6 +90,20 @@ def test_modules_of_evaluate_load_without_a_hub(
     assert metric.compute() == pytest.approx(expected[name](), abs=1e-6)
 
 
+def test_modules_of_imagenets_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = pytest.importorskip("evaluate")
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    accuracies = {name: [0.05 * i + 0.01 * j for j in range(5)] for i, name in enumerate(ALEXNET_ERRORS)}
+    metric = evaluate.load(module("corruption_scores"))
+    found = metric.compute(predictions=list(accuracies.values()), references=list(accuracies))
+    assert found == pytest.approx(corruption_scores(accuracies), abs=1e-9)
+    logits, labels = torch.tensor([[0.0, 1, 2], [2, 1, 0], [0, 2, 1], [1, 0, 0]]), [[2, 1], [1], [], [0, 2]]
+    metric = evaluate.load(module("multi_label_accuracy"))
+    for rows in (slice(2), slice(2, 4)):
+        metric.add_batch(predictions=logits[rows].tolist(), references=labels[rows])
+    assert metric.compute() == {"multi_label_accuracy": pytest.approx(2 / 3)}
+
+
 def test_alexnet_has_a_corruption_error_of_one() -> None:
     scores = corruption_scores({name: [1 - error] * 5 for name, error in ALEXNET_ERRORS.items()})
     assert scores["mce"] == pytest.approx(1.0)

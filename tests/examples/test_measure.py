@@ -248,3 +248,16 @@ def test_training_leaves_checkpoints_that_can_be_measured(tmp_path: Path, diverg
     found = json.loads((tmp_path / "out" / "results.json").read_text())["train"]["trace"]
     assert {name: result["about"].get("processes") for name, result in found.items()} == {"bad": None, "half": 2, "end": 2}
     assert "| trace | trace | none | " in (tmp_path / "out" / "table_train.md").read_text()
+
+
+def test_a_folder_with_an_equals_sign_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = "sweep/sam,rho=0.2/seed0"
+    Path(place).mkdir(parents=True)
+    script = example("measure/measure_checkpoint")
+    assert script.checkpoints([place]) == {"seed0": place}
+    assert script.checkpoints([f"SAM={place}", "a=b/c", "microsoft/resnet-50"]) == {
+        "SAM": place,
+        "a": "b/c",
+        "resnet-50": "microsoft/resnet-50",
+    }

@@ -34,6 +34,15 @@ def test_landscapes_of_any_losses(losses: tuple[Any, ...], tmp_path: Path) -> No
     assert axes.get_title() == "SGD (0) to sam/end (1)"
 
 
+def test_planes_say_what_a_distance_of_one_is_and_mark_the_weights() -> None:
+    found = {"a": {"arrays": {"x": [-1, 0, 1], "y": [-1, 0, 1], "losses": [[1.0, 2.0, 3.0]] * 3}}}
+    for axes in (figures.contours(found).axes[0], figures.surfaces(found).axes[0]):
+        assert "1: the length of each filter" in axes.get_xlabel()
+    under, over = (line for line in figures.contours(found).axes[0].lines if line.get_marker() == "+")
+    assert (under.get_color(), over.get_color()) == ("black", "white")
+    assert under.get_markeredgewidth() > over.get_markeredgewidth()
+
+
 def test_surfaces_name_their_vertical_axis() -> None:
     axes: Any = figures.surfaces({"a": plane(1.0, 2.0, 3.0)}).axes[0]
     assert axes.get_zlabel() == "log10 of the loss"

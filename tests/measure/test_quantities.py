@@ -281,6 +281,41 @@ def test_spectral_density() -> None:
     within_four_errors(lambda seed: taken(quantity, Quadratic(big), seed=seed), "mean_eigenvalue", truth)
 
 
+def test_spectral_density_of_a_network() -> None:
+    """With as many Lanczos steps as weights, each run's nodes are the dense Hessian's eigenvalues, weighted by its start."""
+    model = made(Classifier(hidden=2))
+    eigenvalues, vectors = torch.linalg.eigh(dense(model, samples()))
+    n = len(eigenvalues)
+    found = taken(SpectralDensity(lanczos=n, draws=3), model, [samples()]).arrays
+    grid = torch.tensor(found["grid"], dtype=torch.float64)
+    width = (found["grid"][-1] - found["grid"][0]) / (n - 1) / math.sqrt(8 * math.log(3))
+    bumps = torch.distributions.Normal(eigenvalues, width).log_prob(grid[:, None]).exp()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        starts = [torch.randn(n, dtype=torch.float64) for _ in range(3)]
+    truth = sum(bumps @ (vectors.T @ z / z.norm()).square() for z in starts) / 3
+    assert found["density"] == pytest.approx(truth.tolist(), rel=1e-6, abs=1e-9)  # type: ignore[union-attr]
+
+
+class Linear(nn.Module):
+    """A linear network with the mean squared error, whose Hessian is ``2 X'X / n`` wherever it stands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1, bias=False)
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.layer(x)[:, 0] - labels).square().mean()}
+
+
+def test_a_linear_network_in_closed_form() -> None:
+    model, x = made(Linear()), samples()["x"]
+    h = 2 * x.T @ x / len(x)
+    top = taken(TopEigenvalues(k=4), model, batches()).arrays["eigenvalues"]
+    assert top == pytest.approx(torch.linalg.eigvalsh(h).flip(0).tolist(), rel=1e-6)
+    within_four_errors(lambda seed: taken(Trace(draws=30), model, [samples()], seed=seed), "trace", float(h.trace()))
+
+
 def test_three_losses_of_a_quadratic_are_exact() -> None:
     a, b = symmetric(6), torch.arange(6.0, dtype=torch.float64)
     model = Quadratic(a, b)
@@ -293,15 +328,16 @@ def test_three_losses_of_a_quadratic_are_exact() -> None:
     within_four_errors(results.__getitem__, "vg_squared", float(b @ b))
 
 
-def test_three_losses_agree_with_hessian_products() -> None:
-    """On a perceptron, draw by draw."""
+@pytest.mark.parametrize(("radius", "agreement"), [(0.01, 1e-3), (1e-3, 1e-6)])
+def test_three_losses_agree_with_hessian_products(radius: float, agreement: float) -> None:
+    """On a perceptron, draw by draw; the error is the radius's square, as long as rounding (float64) is smaller."""
     model = made(Classifier())
     h = dense(model, samples())
     with opened(model, [samples()]) as f:
-        found = ThreeLosses(radius=0.01, draws=3).measure(f).arrays["vhv"]
+        found = ThreeLosses(radius=radius, draws=3).measure(f).arrays["vhv"]
         for draw, value in enumerate(found):
             v = torch.cat([x.reshape(-1) for x in f.normal(draw).tensors()])
-            assert value == pytest.approx(float(v @ h @ v), rel=1e-3)
+            assert value == pytest.approx(float(v @ h @ v), rel=agreement)
 
 
 def test_cosine_and_loss_along_the_ascent_of_a_quadratic() -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def class_names(rows: Dataset, label: str, split: str) -> list[str]:
+def class_names(rows: Dataset, label: str, split: str, dataset: str) -> list[str]:
     """The names of the classes in order; numbers where the data set has no names.
 
     Raises:
@@ -26,10 +26,10 @@ def class_names(rows: Dataset, label: str, split: str) -> list[str]:
     if isinstance(kind, ClassLabel):
         return list(kind.names)
     if not isinstance(kind, Value) or not str(kind.dtype).startswith(("int", "uint")):
-        found = f"{kind.dtype if isinstance(kind, Value) else 'a list'} in column {label!r} of {split!r}"
+        found = f"{kind.dtype if isinstance(kind, Value) else 'a list'} in column {label!r} of {split!r} in {dataset!r}"
         raise ValueError(f"Labels must be class numbers, got {found}. Set label_column.")
     numbers = rows[label][:]
-    check_whole(numbers, label, split)
+    check_whole(numbers, label, split, dataset)
     return [str(i) for i in range(max(numbers) + 1)]
 
 

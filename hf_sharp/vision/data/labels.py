@@ -9,24 +9,24 @@ import torch
 from torch import Tensor
 
 
-def check_whole(labels: Sequence[Any], column: str, split: str) -> None:
-    """Raises ValueError where a row has no label."""
+def check_whole(labels: Sequence[Any], column: str, split: str, dataset: str) -> None:
+    """Raises ValueError where a row has no label; the error names column, row, split and data set."""
     row = next((i for i, label in enumerate(labels) if label is None), None)
     if row is not None:
         raise ValueError(
-            f"Each row must have a label, got none in column {column!r}, row {row} of {split!r}. "
+            f"Each row must have a label, got none in column {column!r}, row {row} of {split!r} in {dataset!r}. "
             "Drop the row, or choose a split that has labels."
         )
 
 
-def check_labels(labels: Tensor, classes: int, split: str, column: str) -> None:
-    """Raises ValueError where a label is not a class number from 0 to ``classes - 1``."""
+def check_labels(labels: Tensor, classes: int, column: str, split: str, dataset: str) -> None:
+    """Raises ValueError where a label is not a class number from 0 to ``classes - 1``; as `check_whole`."""
     wrong = ((labels < 0) | (labels >= classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"Labels must be from 0 to {classes - 1}, got {int(labels[row])} in column {column!r}, row {row} of {split!r}. "
-            "Choose a split that has labels, or another label_column."
+            f"Labels must be from 0 to {classes - 1}, got {int(labels[row])} in column {column!r}, row {row} of "
+            f"{split!r} in {dataset!r}. Choose a split that has labels, or another label_column."
         )
 
 
@@ -65,7 +65,9 @@ def symmetric_noise(labels: Tensor, rate: float, classes: int, seed: int) -> Ten
     return noisy
 
 
-def human_noise(labels: Tensor, human: Tensor, clean: Tensor | None, classes: int) -> Tensor:
+def human_noise(
+    labels: Tensor, human: Tensor, clean: Tensor | None, classes: int, column: str, split: str, dataset: str
+) -> Tensor:
     """Labels that people gave to the same images, after a check that they belong to the same images.
 
     Args:
@@ -73,21 +75,25 @@ def human_noise(labels: Tensor, human: Tensor, clean: Tensor | None, classes: in
         human: the labels to train on, row by row for the whole training set; may be longer than ``labels``.
         clean: the true labels as the file of human labels has them.
         classes: how many classes there are.
+        column: where the human labels are, for error messages.
+        split: the same.
+        dataset: the same.
 
     Raises:
         ValueError: there are too few, or they belong to other images.
     """
     if len(human) < len(labels):
         raise ValueError(
-            f"There must be a human label for each image, got {len(human)} for {len(labels)} images. "
+            f"There must be a human label for each image, got {len(human)} in {dataset!r} for {len(labels)} images. "
             "Use the training split of the data set that they were collected for."
         )
     if clean is not None and not torch.equal(clean[: len(labels)], labels):
         row = int((clean[: len(labels)] != labels).nonzero()[0])
         raise ValueError(
-            f"Human labels must be in the order of the images, got the true label {int(clean[row])} in row {row}, where the "
-            f"data set has {int(labels[row])}. Use the original order of the training split."
+            f"Human labels must be in the order of the images, got the true label {int(clean[row])} in row {row} of "
+            f"{split!r} in {dataset!r}, where the data set has {int(labels[row])}. "
+            "Use the original order of the training split."
         )
     human = human[: len(labels)]
-    check_labels(human, classes, "human labels", "noise_column")
+    check_labels(human, classes, column, split, dataset)
     return human

@@ -97,17 +97,17 @@ def load_split(args: DataArguments) -> tuple[Split, list[str]]:
     name = args.test_split or (next(iter(loaded)) if len(loaded) == 1 else _test_name(loaded))
     rows = _rows(loaded, name)
     image, label = _columns(rows, args, name)
-    classes = class_names(rows, label, name)
+    classes = class_names(rows, label, name, args.dataset_name)
     split = _split(rows, image, label, name, args, args.test_limit)
-    check_labels(split.labels, len(classes), name, label)
-    check_first(_numbers(rows, label, name), args.test_limit, classes, name, "test_limit")
+    check_labels(split.labels, len(classes), label, name, args.dataset_name)
+    check_first(_numbers(rows, label, name, args.dataset_name), args.test_limit, classes, name, "test_limit")
     return split, classes
 
 
 def _from_datasets(args: DataArguments) -> ImageTask:
     from datasets import ClassLabel
 
-    loaded = _loaded(args)
+    loaded, dataset = _loaded(args), args.dataset_name
     test_name = args.test_split or _test_name(loaded)
     if args.holdout and test_name not in loaded:
         test_name = args.train_split
@@ -115,17 +115,18 @@ def _from_datasets(args: DataArguments) -> ImageTask:
     image, label = _columns(train, args, args.train_split)
     if test.column_names != train.column_names:
         _columns(test, replace(args, image_column=image, label_column=label), test_name)
-    classes = class_names(train, label, args.train_split)
+    classes = class_names(train, label, args.train_split, dataset)
     if isinstance(test.features[label], ClassLabel):
-        check_same_names(class_names(test, label, test_name), test_name, classes, args.train_split)
-    if Path(args.dataset_name).is_dir():
-        check_files(Path(args.dataset_name), label)
+        check_same_names(class_names(test, label, test_name, dataset), test_name, classes, args.train_split)
+    folder = Path(dataset).expanduser()
+    if folder.is_dir():
+        check_files(folder, label)
     limits = {"train_limit": (train, args.train_split, args.train_limit), "test_limit": (test, test_name, args.test_limit)}
     for key, (rows, split, limit) in limits.items():
-        numbers = _numbers(rows, label, split)
-        check_labels(numbers, len(classes), split, label)
+        numbers = _numbers(rows, label, split, dataset)
+        check_labels(numbers, len(classes), label, split, dataset)
         check_first(numbers, limit, classes, split, key)
-    check_trained(_numbers(train, label, args.train_split), _numbers(test, label, test_name), classes)
+    check_trained(_numbers(train, label, args.train_split, dataset), _numbers(test, label, test_name, dataset), classes)
     return ImageTask(
         _split(train, image, label, args.train_split, args, args.train_limit),
         _split(test, image, label, test_name, args, args.test_limit),
@@ -192,12 +193,12 @@ def _split(rows: Dataset, image: str, label: str, name: str, args: DataArguments
     assert isinstance(images, EncodedImages)
     if args.in_memory == "always" or (args.in_memory == "auto" and _are_small(images)):
         images = images.stored()
-    return Split(images, _numbers(rows, label, name), name)
+    return Split(images, _numbers(rows, label, name, args.dataset_name), name)
 
 
-def _numbers(rows: Dataset, column: str, split: str) -> Tensor:
+def _numbers(rows: Dataset, column: str, split: str, dataset: str) -> Tensor:
     labels = rows[column][:]
-    check_whole(labels, column, split)
+    check_whole(labels, column, split, dataset)
     return torch.tensor(labels, dtype=torch.long)
 
 
@@ -217,8 +218,10 @@ def _noisy(labels: Tensor, classes: int, args: DataArguments) -> Tensor:
         raise ValueError(
             f"noise_column must be a column of {args.label_noise!r}, got {args.noise_column!r}. Its columns are {listed}."
         )
-    clean = _numbers(rows, "clean_label", "human labels") if "clean_label" in rows.column_names else None
-    return human_noise(labels, _numbers(rows, args.noise_column, "human labels"), clean, classes)
+    where = "train", args.label_noise
+    clean = _numbers(rows, "clean_label", *where) if "clean_label" in rows.column_names else None
+    human = _numbers(rows, args.noise_column, *where)
+    return human_noise(labels, human, clean, classes, args.noise_column, *where)
 
 
 def _held_out(images: int, args: DataArguments) -> tuple[list[int], list[int]]:

@@ -72,6 +72,16 @@ def check_counts(name: str, counts: Sequence[int]) -> None:
         raise ValueError(f"{name} must be at least 1, got {got}. Leave it out for the default.")
 
 
+def check_pixels(images: Tensor, least: int) -> None:
+    """Raises ValueError where images (batch, 3, height, width) are too small for a model."""
+    height, width = images.shape[2:]
+    if min(height, width) < least:
+        raise ValueError(
+            f"Images must have at least {least}x{least} pixels for this model, got {height}x{width}. "
+            f"Pass e.g. image_size={least}, or take a model that halves them less often."
+        )
+
+
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the image's size where ``stride`` is 1."""
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)

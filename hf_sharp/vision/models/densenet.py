@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig
 
-from hf_sharp.vision.models.base import AbstractImageClassifier, check_counts, conv, pooled
+from hf_sharp.vision.models.base import AbstractImageClassifier, check_counts, check_pixels, conv, pooled
 
 
 @strict
@@ -75,4 +75,6 @@ class DenseNetForImageClassification(AbstractImageClassifier):
         self.finish(channels)
 
     def features(self, pixel_values: Tensor) -> Tensor:
+        least = 2 ** (len(self.config.depths) - 1)
+        check_pixels(pixel_values, least if self.config.stem == "cifar" else 4 * least - 3)  # that stem rounds up, twice
         return pooled(functional.relu(self.norm(self.layers(self.stem(pixel_values)))))

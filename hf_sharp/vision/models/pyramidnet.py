@@ -36,6 +36,8 @@ class PyramidNetConfig(PreTrainedConfig):
             raise ValueError(
                 f"depth must be {layers} n + 2 with n >= 1, got {self.depth}. Pass e.g. depth={12 * layers + 2}."
             )
+        if self.alpha < 0:
+            raise ValueError(f"alpha must be >= 0, got {self.alpha}. Pass e.g. alpha=48.")
         if not 0 <= self.drop <= 1:
             raise ValueError(f"drop must be from 0 to 1, got {self.drop}. Pass e.g. drop=0.5.")
 

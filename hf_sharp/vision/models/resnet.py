@@ -50,8 +50,14 @@ class CifarResNetConfig(PreTrainedConfig):
             )
         check_counts("depths", self.depths)
         check_counts("widths", self.widths)
-        for name, value in (("stem_width", self.stem_width), ("expansion", self.expansion), ("groups", self.groups)):
-            check_counts(name, [value])
+        for name in ("stem_width", "stem_stride", "expansion", "groups"):
+            check_counts(name, [vars(self)[name]])
+        grouped = [*([self.stem_width] if self.block == "basic" else []), *self.widths]
+        if any(width % self.groups for width in grouped):
+            raise ValueError(
+                f"groups must divide the channels of the 3x3 convolutions, got {self.groups} and {grouped}. "
+                "Pass e.g. groups=1."
+            )
 
 
 class Block(nn.Module):

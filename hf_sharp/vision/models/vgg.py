@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from hf_sharp.vision.models.base import AbstractImageClassifier, pooled
+from hf_sharp.vision.models.base import AbstractImageClassifier, check_counts, check_pixels, pooled
 
 
 @strict
@@ -23,9 +23,19 @@ class CifarVGGConfig(PreTrainedConfig):
     depths: list[int] | tuple[int, ...] = (2, 2, 4, 4, 4)
     widths: list[int] | tuple[int, ...] = (64, 128, 256, 512, 512)
 
+    def validate_shape(self) -> None:
+        """Raises ValueError where the fields do not describe a VGG network."""
+        if len(self.depths) != len(self.widths):
+            raise ValueError(
+                f"depths and widths must have one entry per stage, got {len(self.depths)} and {len(self.widths)}. "
+                "Pass e.g. depths=(1, 1, 2), widths=(64, 128, 256)."
+            )
+        check_counts("depths", self.depths)
+        check_counts("widths", self.widths)
+
 
 class CifarVGGForImageClassification(AbstractImageClassifier):
-    """A VGG network for images of at least 32x32 pixels; its convolutions have biases, as the original's."""
+    """A VGG network, by default for images of at least 32x32 pixels; its convolutions have biases, as the original's."""
 
     config_class = CifarVGGConfig
 
@@ -42,4 +52,5 @@ class CifarVGGForImageClassification(AbstractImageClassifier):
         self.finish(channels)
 
     def features(self, pixel_values: Tensor) -> Tensor:
+        check_pixels(pixel_values, 2 ** len(self.config.depths))
         return pooled(self.layers(pixel_values))

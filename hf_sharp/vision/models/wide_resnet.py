@@ -31,6 +31,8 @@ class WideResNetConfig(PreTrainedConfig):
         if self.depth < 10 or (self.depth - 4) % 6:
             raise ValueError(f"depth must be 6 n + 4 with n >= 1, got {self.depth}. Pass e.g. depth=28.")
         check_counts("widen", [self.widen])
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"dropout must be from 0 to 1, got {self.dropout}. Pass e.g. dropout=0.3.")
 
 
 class WideBlock(nn.Module):

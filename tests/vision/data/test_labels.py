@@ -37,4 +37,4 @@ def test_seed_alone_decides() -> None:
 
 def test_human_labels_are_taken_row_by_row() -> None:
     human = (CLEAN + 1) % 10
-    assert torch.equal(human_noise(CLEAN[:100], human, CLEAN, 10), human[:100])
+    assert torch.equal(human_noise(CLEAN[:100], human, CLEAN, 10, "worse_label", "train", "c10n"), human[:100])

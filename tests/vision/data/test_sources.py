@@ -133,6 +133,16 @@ def test_human_labels(tmp_path: Path) -> None:
     assert task.test.labels.tolist() == [2, 1]
 
 
+def test_classes_are_checked_in_a_folder_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "d", "train", [0, 1, 2])
+    write(tmp_path / "d", "test", [0, 1, 2])
+    assert load_task(DataArguments(dataset_name="~/d")).classes == NAMES
+    write(tmp_path / "d", "test", [0, 1, 2], names=["dog", "cat", "owl"])
+    with pytest.raises(ValueError, match=r"must have the same classes in the same order"):
+        load_task(DataArguments(dataset_name="~/d"))
+
+
 def test_one_split(tmp_path: Path) -> None:
     write(tmp_path, "train", [0, 1, 2])
     split, classes = load_split(args(tmp_path))

@@ -86,6 +86,11 @@ def pytorchcv(name: str) -> Callable[[], nn.Module]:
     return lambda: for_any_size(pytest.importorskip("pytorchcv.model_provider").get_model(f"{name}_cifar10"))
 
 
+def projecting_resnet32() -> nn.Module:
+    resnet = pytest.importorskip("pytorchcv.models.resnet_cifar")
+    return for_any_size(resnet.get_resnet_cifar(num_classes=10, blocks=32, bottleneck=False))
+
+
 def for_any_size(model: nn.Module) -> nn.Module:
     """With a pooling that does not ask for 32x32 pixels, so that smaller images keep the tests short."""
     model.features.final_pool = nn.AdaptiveAvgPool2d(1)
@@ -116,6 +121,7 @@ TWINS: dict[str, tuple[str, dict[str, object], Callable[[], nn.Module], int]] = 
     "resnet50": ("resnet50", {}, lambda: timm_resnet("resnet50"), 16),
     "resnet101": ("resnet101", {}, lambda: timm_resnet("resnet101"), 16),
     "resnet20, projection": ("resnet20", {"shortcut": "projection"}, pytorchcv("resnet20"), 16),
+    "resnet32, projection": ("resnet32", {"shortcut": "projection"}, projecting_resnet32, 16),
     "resnet56, projection": ("resnet56", {"shortcut": "projection"}, pytorchcv("resnet56"), 16),
     "resnext29": ("resnext29_32x4d", {}, pytorchcv("resnext29_32x4d"), 16),
     "wrn16_8": ("wrn16_8", {}, preactivated_wrn16_8, 16),
@@ -197,6 +203,12 @@ def test_saved_and_loaded_is_the_same(name: str, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(images).logits, again(images).logits)
     assert build(str(tmp_path), [*TEN, "more"]).config.num_labels == 11  # a fresh classifier for other classes
+
+
+@pytest.mark.parametrize(("stem", "least"), [("cifar", 8), ("imagenet", 29)])
+def test_the_smallest_images_of_a_densenet(stem: str, least: int) -> None:
+    model = build("densenet121", TEN, {"growth": 4, "depths": [1] * 4, "stem": stem}).eval()
+    assert model(torch.zeros(1, 3, least, least)).logits.isfinite().all()
 
 
 def test_soft_labels() -> None:
