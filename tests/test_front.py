@@ -45,7 +45,7 @@ def test_the_list_has_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
             "    ASAM(rho=0.5, eta=0.01, p=2.0, scale='element', scale_biases=False)\n"
             "    Adaptive SAM: the region is scaled by the weights, so that rescaling them\n"
             "    does not change it.\n"
-            "    Cost: 2 passes; memory for one gradient, e and the old weights.",
+            "    Cost: 2 passes; memory for e and the old weights.",
         ),
         (
             "lpf",

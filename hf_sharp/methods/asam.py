@@ -21,7 +21,7 @@ class ASAM(AbstractMethod):
     ``d = g(w + e)`` with ``e = rho T sign(g) |T g|^(q-1) / |T g|_q^(q-1)``; for p = 2 ``e = rho T^2 g / |T g|``. T is
     diagonal: ``|w| + eta``, and 1 for additive biases.
 
-    Cost: 2 passes; memory for one gradient, e and the old weights.
+    Cost: 2 passes; memory for e and the old weights.
 
     Suggested values: rho 0.5 on CIFAR-10, 1.0 on CIFAR-100, for a PyramidNet-272 on both and for a ResNet-50 on ImageNet,
     0.2 with Adam on IWSLT'14; eta 0.01 (sections 5.2 and 5.3). p = 2 does better than infinity, filters as well as elements,

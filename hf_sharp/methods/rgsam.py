@@ -19,7 +19,7 @@ class RGSAM(AbstractMethod):
     ``g' = g(w + delta_0)``, ``g_p = g(w + e)`` as in `RSAM`, ``d = g_p - alpha g'_perp`` with the part of g' orthogonal to
     g_p.
 
-    Cost: 2 passes; memory for one gradient, delta_0, e and the old weights.
+    Cost: 2 passes; memory for one gradient, delta_0 and the old weights.
 
     Suggested values: none are published. ``RGSAM(rho=0.05, gamma=0.0025, lam=2.0, alpha=0.3)`` is R-SAM's here, with the
     alpha that stands unused in its authors' code.

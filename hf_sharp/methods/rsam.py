@@ -20,7 +20,7 @@ class RSAM(AbstractMethod):
     ``e = rho (delta_0 + lam g') / |delta_0 + lam g'|`` (eq. 7), or, without projection, ``e = delta_0 + rho g' / |g'|``
     (eq. 6). z is standard normal and ``|w_j|`` the norm of the output unit that an entry belongs to.
 
-    Cost: 2 passes; memory for one gradient, delta_0, e and the old weights.
+    Cost: 2 passes; memory for one gradient, delta_0 and the old weights.
 
     Suggested values: the authors' code for ViTs on ImageNet has lam = 2, ``gamma=Cosine(0.0005, 0.0025)`` and a rho that
     follows the learning rate from 2.5 to 1.5, with 16 images per perturbation. For ResNets start from SAM's rho; the paper's
