@@ -7,12 +7,13 @@ The Trainer decodes nothing (images of this size are kept decoded in memory) but
 the bare loop has normalised tensors of the same images in memory. Both train in one process, a block of steps each in turn,
 and the result is the median over pairs of neighbouring blocks: of the wall's time, and of the process's CPU time, which what
 else the machine does disturbs less. On a GPU both use bfloat16 and channels-last; there a block should be much longer than
-what the workers prefetch (two batches each).
+what the workers prefetch (two batches each). The loader alone is also timed on JPEG files of ImageNet's size, decoded each time.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import time
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from datasets import Dataset
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -28,7 +31,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from hf_sharp.vision.data.augmentation import AugmentationArguments, training_transform
 from hf_sharp.vision.data.batches import Collator, ImageDataset
-from hf_sharp.vision.data.images import StoredImages
+from hf_sharp.vision.data.images import EncodedImages, StoredImages
 from hf_sharp.vision.data.preprocessing import Preprocessing
 from hf_sharp.vision.data.sources import DataArguments, load_task
 from hf_sharp.vision.data.splits import Split
@@ -38,6 +41,7 @@ from hf_sharp.vision.training import ClassificationTrainer, OptimizationArgument
 AUGMENTATIONS = [["none"], ["basic"], ["basic", "cutout"], ["basic", "randaugment"], ["basic", "autoaugment"]]
 CLASSES = [str(i) for i in range(10)]
 PREPROCESSING = Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+LARGE = Preprocessing(224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 class BareLoop:
@@ -146,7 +150,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "the same in CPU time": spread([bare.cpu / own.cpu for own, bare in turns.pairs]),
         "images per second": median(per_block / own.wall for own, _ in turns.pairs),
         "bare loop's": median(per_block / bare.wall for _, bare in turns.pairs),
-        "loader's, in one process": {" ".join(names): loader_speed(split, names, args.batch) for names in AUGMENTATIONS},
+        "loader's, in one process": {
+            **{" ".join(names): loader_speed(split, names, args.batch, PREPROCESSING) for names in AUGMENTATIONS},
+            "decoding, inception": loader_speed(photographs(args.images), ["inception"], args.batch, LARGE),
+        },
         "model": args.model,
         "batch": args.batch,
         "device": torch.cuda.get_device_name() if cuda else f"cpu, {torch.get_num_threads()} threads",
@@ -159,10 +166,10 @@ def spread(ratios: list[float]) -> dict[str, float]:
     return {"median": round(middle, 3), "lower quartile": round(low, 3), "upper quartile": round(high, 3)}
 
 
-def loader_speed(split: Split, names: list[str], batch: int) -> float:
-    """Images per second of CPU time of augmentation, collation and normalisation alone."""
-    data = ImageDataset(split, training_transform(AugmentationArguments(names), 32, PREPROCESSING.fill))
-    loader = DataLoader(data, batch, shuffle=True, collate_fn=Collator(PREPROCESSING))
+def loader_speed(split: Split, names: list[str], batch: int, preprocessing: Preprocessing) -> float:
+    """Images per second of CPU time of decoding, where they are encoded, augmentation, collation and normalisation."""
+    data = ImageDataset(split, training_transform(AugmentationArguments(names), preprocessing.size, preprocessing.fill))
+    loader = DataLoader(data, batch, shuffle=True, collate_fn=Collator(preprocessing))
     start = time.process_time()
     for _ in loader:
         pass
@@ -176,6 +183,19 @@ def images(args: argparse.Namespace) -> Split:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (args.images, 3, 32, 32), dtype=torch.uint8, generator=generator)
     return Split(StoredImages(pixels), torch.randint(10, (args.images,), generator=generator), "train")
+
+
+def photographs(number: int) -> Split:
+    """As many JPEG files of ImageNet's usual size, 500x375, of eight blurred random images."""
+    coarse = torch.rand((8, 3, 24, 32), generator=torch.Generator().manual_seed(0))
+    pixels = functional.interpolate(coarse, (375, 500), mode="bicubic").clamp(0, 1).mul(255).byte().permute(0, 2, 3, 1)
+    files = []
+    for image in pixels:
+        file = io.BytesIO()
+        Image.fromarray(image.numpy()).save(file, "JPEG", quality=90)
+        files.append({"bytes": file.getvalue(), "path": None})
+    rows = Dataset.from_dict({"image": [files[i % len(files)] for i in range(number)]})
+    return Split(EncodedImages(rows, "image", "train"), torch.zeros(number, dtype=torch.long), "train")
 
 
 def main() -> None:
