@@ -7,7 +7,7 @@ The Trainer decodes nothing (images of this size are kept decoded in memory) but
 the bare loop has normalised tensors of the same images in memory. Both train in one process, a block of steps each in turn,
 and the result is the median over pairs of neighbouring blocks: of the wall's time, and of the process's CPU time, which what
 else the machine does disturbs less. On a GPU both use bfloat16 and channels-last; there a block should be much longer than
-what the workers prefetch (two batches each). The loader alone is also timed on JPEG files of ImageNet's size, which it decodes.
+what the workers prefetch (two batches each). The loader alone is also timed on JPEG files of ImageNet's size.
 """
 
 from __future__ import annotations

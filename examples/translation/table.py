@@ -2,7 +2,8 @@
 
     python examples/translation/table.py configs/multi30k --data my/multi30k --output_dir runs/table
 
-Each run is one call of ``train.py``; a run that is there already is not made again, so the script can be stopped.
+Each run is one call of ``train.py``; a run that is there already is not made again, so the script can be stopped. Its
+settings stand beside it in ``flags.json``, and a run of other settings is refused.
 The radius of each method is the one with the lowest validation loss of the first seed. Flags that follow go to ``train.py``.
 """
 
@@ -17,6 +18,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from hf_sharp.evaluation.bleu import compare
+from hf_sharp.translation.configuration import flags as expanded
+from hf_sharp.translation.files import replaced
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -37,14 +40,26 @@ class Run:
         return self.folder / f"{self.method}{radius}_seed{self.seed}"
 
     def made(self, configs: Path, flags: list[str]) -> dict:
-        """Its results, after training where there are none yet."""
-        results = self.output / "results.json"
+        """Its results, after training where there are none yet.
+
+        Raises:
+            ValueError: there are results of other settings.
+        """
+        results, kept = self.output / "results.json", self.output / "flags.json"
+        radius = [] if self.rho is None else ["--rho", str(self.rho)]
+        words = [str(configs / f"{self.method}.yaml"), *flags, "--seed", str(self.seed), *radius]
+        words += ["--save_strategy", "no", "--average", "0"]
+        settings = expanded(words)
         if not results.exists():
-            radius = [] if self.rho is None else ["--rho", str(self.rho)]
-            own = ["--seed", str(self.seed), "--output_dir", str(self.output), *radius]
-            own += ["--save_strategy", "no", "--average", "0"]
+            with replaced(kept) as new:
+                new.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             print(f"{self.output.name} ...", flush=True)
-            subprocess.run([sys.executable, TRAIN, configs / f"{self.method}.yaml", *flags, *own], check=True)
+            subprocess.run([sys.executable, TRAIN, *words, "--output_dir", str(self.output)], check=True)
+        elif not kept.exists() or json.loads(kept.read_text(encoding="utf-8")) != settings:
+            raise ValueError(
+                f"A run that is there already must have the same settings, got others in {kept}. "
+                "Name another --output_dir, or delete the run's folder."
+            )
         return json.loads(results.read_text(encoding="utf-8"))
 
     def lines(self, name: str) -> list[str]:

@@ -125,7 +125,9 @@ def prepare(task: TranslationArguments) -> TranslationData:
 
 def build(task: TranslationArguments, tokenizer: TranslationTokenizer) -> FairseqTransformer:
     """A new model for the tokenizer's dictionaries."""
-    return FairseqTransformer(task.config(len(tokenizer.source), len(tokenizer.target)))
+    config = task.config(len(tokenizer.source), len(tokenizer.target))
+    config.dictionaries = tokenizer.fingerprint
+    return FairseqTransformer(config)
 
 
 def made(task: TranslationArguments, args: Seq2SeqTrainingArguments, method: MethodArguments, data: TranslationData) -> Any:
@@ -224,6 +226,7 @@ def main(given: Sequence[str] | None = None) -> None:
     with args.main_process_first(desc="the data"):
         data = prepare(task)
     trainer = made(task, args, method, data)
+    trainer.check_batches(data.numbers["validation"], "the validation split")  # also where only the end asks for it
     saved = Saved()
     trainer.add_callback(saved)
     steps = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)

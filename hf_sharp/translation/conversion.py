@@ -13,7 +13,7 @@ from hf_sharp.checkpoints import found
 from hf_sharp.translation.checkpoint import load_checkpoint, model_settings, save_checkpoint
 from hf_sharp.translation.data import load_tokenizer
 from hf_sharp.translation.dictionary import Dictionary
-from hf_sharp.translation.files import check_new_file, check_new_folder, new_folder
+from hf_sharp.translation.files import added, check_new_file, check_new_folder, new_folder
 from hf_sharp.translation.model import FairseqTransformer, FairseqTransformerConfig
 from hf_sharp.translation.text import Subwords
 from hf_sharp.translation.tokenizer import TranslationTokenizer
@@ -99,6 +99,7 @@ def from_fairseq(
             )
     with new_folder(folder, "folder") as new:
         tokenizer = TranslationTokenizer.of(new, source, target, subwords, languages=languages, moses=moses, lower=lower)
+        model.config.dictionaries = tokenizer.fingerprint
         tokenizer.save_pretrained(new)
         model.save_pretrained(new)
     return model
@@ -150,9 +151,11 @@ def to_fairseq(folder: str | Path, checkpoint: str | Path) -> None:
                 f"The dictionaries beside the checkpoint must be new or the model's, got another in {file}. "
                 "Name a checkpoint in a folder of its own."
             )
-    for file, dictionary in dictionaries.items():
-        dictionary.save(file)
-    save_checkpoint(checkpoint, weights, settings)
+    with added(Path(checkpoint).parent) as new:
+        for file, dictionary in dictionaries.items():
+            if not file.exists():
+                dictionary.save(new / file.name)
+        save_checkpoint(new / Path(checkpoint).name, weights, settings)
 
 
 def _names(model: FairseqTransformer) -> list[str]:

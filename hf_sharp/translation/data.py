@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from hf_sharp.translation.pairs import SPLITS, TextSettings, encoded, learnt_tokenizer, load_pairs
+from hf_sharp.translation.pairs import SPLITS, TextSettings, check_text, encoded, learnt_tokenizer, load_pairs
 from hf_sharp.translation.preprocessed import load_preprocessed
 from hf_sharp.translation.tokenizer import TranslationTokenizer
 
@@ -67,6 +67,8 @@ def load_data(
     languages = settings.source, settings.target
     if not (Path(data) / f"dict.{settings.source}.txt").is_file():
         pairs = load_pairs(data, settings, name=name, splits=splits)
+        if tokenizer is None:
+            check_text(pairs["train"], languages, f"{data}, split train")
         chosen = learnt_tokenizer(pairs["train"], settings) if tokenizer is None else tokenizer
         rows = {split: encoded(pairs[split], chosen, longest, f"{data}, split {split}") for split in pairs}
         return TranslationData(pairs, DatasetDict(rows), chosen, binarized=False)

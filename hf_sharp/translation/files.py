@@ -43,6 +43,15 @@ def new_folder(folder: str | Path, name: str = "output_dir") -> Iterator[Path]:
         ValueError: it is neither.
     """
     check_new_folder(folder, name)
+    with added(folder) as new:
+        yield new
+
+
+@contextmanager
+def added(folder: str | Path) -> Iterator[Path]:
+    """An empty folder to write into, whose contents are in the folder at the end, beside what it holds; after an exception
+    none are.
+    """
     target = Path(folder).resolve()
     there = target.is_dir()
     beside = target if there else target.parent

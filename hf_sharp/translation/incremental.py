@@ -28,7 +28,7 @@ class _Layer:
         self.bias = torch.cat([projection.bias for projection in projections])
         self.source_keys = self._split(self.cross.k_proj(encoded)).transpose(2, 3).contiguous()
         self.source_values = self._split(self.cross.v_proj(encoded)).contiguous()
-        self.hidden = torch.zeros(hidden.shape, device=encoded.device).masked_fill_(hidden, float("-inf"))[:, None, None]
+        self.hidden = encoded.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))[:, None, None]
         self.keys = self.values = torch.empty(0)
 
     def __call__(self, x: Tensor) -> Tensor:

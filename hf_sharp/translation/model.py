@@ -46,6 +46,8 @@ class FairseqTransformerConfig(FSMTConfig):
     Attributes:
         share_embeddings: which embedding tables are one: ``"decoder"`` (the decoder's input and output, as in fairseq's
             IWSLT model), ``"all"`` (the encoder's, too; both languages then have one dictionary) or ``"none"``.
+        dictionaries: the fingerprint of the dictionaries whose numbers the model takes and gives, as
+            `TranslationTokenizer.fingerprint`; None where it is not known.
 
     Raises:
         ValueError: the field has another value, all tables are shared between dictionaries of unequal size, or a dropout is
@@ -54,6 +56,7 @@ class FairseqTransformerConfig(FSMTConfig):
 
     model_type = "fairseq_transformer"
     share_embeddings: str = "decoder"
+    dictionaries: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks what the embedding tables share, and the dropouts."""

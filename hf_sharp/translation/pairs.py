@@ -164,7 +164,19 @@ def encoded(pairs: Dataset, tokenizer: TranslationTokenizer, longest: int, where
     Raises:
         ValueError: a side is no text, empty, or longer than the positions.
     """
+    check_text(pairs, tokenizer.languages, where)
     return Dataset.from_list(list(_rows(pairs, tokenizer, longest, where)))
+
+
+def check_text(pairs: Dataset, languages: Sequence[str], where: str) -> None:
+    """Raises ValueError unless every side is text; see `encoded` for ``where``."""
+    for number, pair in enumerate(pairs["translation"]):
+        for language in languages:
+            text = pair.get(language) if isinstance(pair, Mapping) else pair
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"A sentence must be text, got {text!r} in {where}, row {number}, {language}. Remove the pair."
+                )
 
 
 def _rows(pairs: Dataset, tokenizer: TranslationTokenizer, longest: int, where: str) -> Iterator[dict]:
@@ -173,12 +185,7 @@ def _rows(pairs: Dataset, tokenizer: TranslationTokenizer, longest: int, where: 
     for number, pair in enumerate(pairs["translation"]):
         row: dict[str, object] = {}
         for (language, side, dictionary), column in zip(sides, ("input_ids", "labels"), strict=True):
-            text = pair.get(language) if isinstance(pair, Mapping) else pair
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"A sentence must be text, got {text!r} in {where}, row {number}, {language}. Remove the pair."
-                )
-            words = tokenizer.words(text, language)
+            words = tokenizer.words(pair[language], language)
             numbers = dictionary.encode(tokenizer.symbols(words))
             check_length(len(numbers), longest, f"{where}, row {number}, {language}")
             row |= {side: words, column: numbers}

@@ -25,10 +25,11 @@ class SinusoidalPositions(nn.Module):
     def __init__(self, length: int, width: int, padding: int) -> None:
         super().__init__()
         self.length, self.width, self.padding_idx = length, width, padding
-        self.register_buffer("table", self.computed(), persistent=False)
+        # In the precision in which the weights beside it are made: from_pretrained(dtype=...) sets it as the default.
+        self.register_buffer("table", self.computed().to(torch.get_default_dtype()), persistent=False)
 
     def computed(self) -> Tensor:
-        """The table, (padding + 1 + length, width)."""
+        """The table in float32, (padding + 1 + length, width)."""
         half = self.width // 2
         rates = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10000) / (half - 1)))
         angles = torch.arange(self.padding_idx + 1 + self.length, dtype=torch.float).unsqueeze(1) * rates

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +98,24 @@ class TranslationTokenizer(PreTrainedTokenizer):
         """The source dictionary."""
         return dict(self.source.numbers)
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of both dictionaries' symbols in their order, to know the model's tokenizer by."""
+        symbols = json.dumps([self.source.symbols, self.target.symbols])
+        return hashlib.sha256(symbols.encode()).hexdigest()[:16]
+
     def check(self, config: FairseqTransformerConfig, where: str | Path) -> None:
-        """Raises ValueError unless a model, which is in ``where``, has this tokenizer's numbers of symbols."""
+        """Raises ValueError unless a model, which is in ``where``, has this tokenizer's dictionaries, as far as it says."""
         has, fits = (config.src_vocab_size, config.tgt_vocab_size), (len(self.source), len(self.target))
         if has != fits:
             raise ValueError(
                 f"Tokenizer and model must have the same dictionaries, got {fits[0]} and {fits[1]} symbols for a model of "
                 f"{has[0]} and {has[1]} in {where}. Load the tokenizer from the model's own folder."
+            )
+        if config.dictionaries not in (None, self.fingerprint):
+            raise ValueError(
+                f"Tokenizer and model must have the same dictionaries, got other symbols than the model's in {where}. "
+                "Load the tokenizer from the model's own folder."
             )
 
     def words(self, text: str, language: str) -> str:

@@ -78,6 +78,24 @@ class FairseqRecipe(_Base):
                 f"Processes must train one model together, got {self.args.world_size} that Accelerate does not join. "
                 "Without GPUs pass --use_cpu True."
             )
+        if self.train_dataset is not None:
+            self.check_batches(self.train_dataset, "train_dataset")
+        generating = isinstance(self.args, Seq2SeqTrainingArguments) and self.args.predict_with_generate
+        if self.eval_dataset is not None and not generating:
+            self.check_batches(self.eval_dataset, "eval_dataset")
+
+    def check_batches(self, data: object, name: str) -> None:
+        """Raises ValueError where data cannot be cut into batches for the processes; to be asked before the training.
+
+        Args:
+            data: pairs to train on, or for `likelihood`.
+            name: what they are called in an error.
+        """
+        rows = _rows(data, name)
+        try:
+            self._sampler(rows, shuffle=False)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def get_train_dataloader(self) -> DataLoader:
         """This rank's token batches."""
@@ -186,6 +204,15 @@ def check_arguments(args: TrainingArguments) -> None:
         raise ValueError(
             f"lr_scheduler_type must be left out, got {kind.value!r}: the recipe has the inverse square root of the steps. "
             "Leave it out, or give the Trainer a scheduler in optimizers."
+        )
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "auto_find_batch_size must be False, got True: batches are cut by tokens, so that a smaller batch size changes "
+            "nothing. Leave it out, and lower max_tokens where the memory is short."
+        )
+    if args.dataloader_drop_last:
+        raise ValueError(
+            "dataloader_drop_last must be False, got True: the recipe trains on every pair once per epoch. Leave it out."
         )
 
 

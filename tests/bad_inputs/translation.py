@@ -15,7 +15,7 @@ from hf_sharp.translation.binarized import IndexedTokens, load_binarized
 from hf_sharp.translation.checkpoint import load_checkpoint
 from hf_sharp.translation.configuration import flags
 from hf_sharp.translation.conversion import from_fairseq, to_fairseq
-from hf_sharp.translation.data import check_tokenizer, load_tokenizer
+from hf_sharp.translation.data import check_tokenizer, load_data, load_tokenizer
 from hf_sharp.translation.dictionary import Dictionary
 from hf_sharp.translation.iwslt14 import PUBLISHED, load_iwslt14
 from hf_sharp.translation.learning_rate import inverse_sqrt
@@ -74,6 +74,15 @@ def other_tokenizer(folder: Path) -> None:
     to_fairseq(folder / "model", "back.pt")
 
 
+def same_size(folder: Path) -> None:
+    """A tokenizer that differs from the model's by the order of two symbols."""
+    converted("decoder", folder / "model")
+    file = folder / "model" / "dict.source.txt"
+    first, second, *rest = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    written(file, "".join([second, first, *rest]))
+    to_fairseq(folder / "model", "back.pt")
+
+
 def saved_set(folder: Path, row: dict[str, Any], splits: tuple[str, ...] = ("train", "validation", "test")) -> str:
     for split in splits:
         (folder / "set").mkdir(exist_ok=True)
@@ -107,9 +116,12 @@ def not_a_number() -> FairseqTransformer:
     return model
 
 
+def arguments(**given: Any) -> Seq2SeqTrainingArguments:
+    return Seq2SeqTrainingArguments(".", use_cpu=True, report_to="none", **given)
+
+
 def trainer(data: Any, **given: Any) -> TranslationTrainer:
-    args = Seq2SeqTrainingArguments(".", use_cpu=True, report_to="none", **given)
-    return TranslationTrainer(small_model(), args, train_dataset=data)
+    return TranslationTrainer(small_model(), arguments(**given), train_dataset=data)
 
 
 CASES: Cases = [
@@ -440,6 +452,34 @@ CASES: Cases = [
         lambda f: trainer(pairs_of_numbers(3), lr_scheduler_type="cosine"),
         "lr_scheduler_type must be left out, got 'cosine': the recipe has the inverse square root of the steps. "
         "Leave it out, or give the Trainer a scheduler in optimizers.",
+    ),
+    (
+        lambda f: trainer(pairs_of_numbers(3), auto_find_batch_size=True),
+        "auto_find_batch_size must be False, got True: batches are cut by tokens, so that a smaller batch size changes "
+        "nothing. Leave it out, and lower max_tokens where the memory is short.",
+    ),
+    (
+        lambda f: trainer(pairs_of_numbers(3), dataloader_drop_last=True),
+        "dataloader_drop_last must be False, got True: the recipe trains on every pair once per epoch. Leave it out.",
+    ),
+    (
+        lambda f: TranslationTrainer(
+            small_model(), arguments(), train_dataset=pairs_of_numbers(3), eval_dataset=pairs_of_numbers(7), max_tokens=7
+        ),
+        "eval_dataset: max_tokens must hold the longest sentence, got 7 for 8 symbols in pair 6. Raise max_tokens to 8.",
+    ),
+    (
+        lambda f: load_data(saved_set(f, {"translation": {"de": None, "en": "one"}}), TextSettings(moses=False), 9),
+        "A sentence must be text, got None in {f}/set, split train, row 0, de. Remove the pair.",
+    ),
+    (
+        lambda f: load_data(saved_set(f, {"translation": {"de": "ein", "en": 1}}), TextSettings(), 9),
+        "A sentence must be text, got 1 in {f}/set, split train, row 0, en. Remove the pair.",
+    ),
+    (
+        same_size,
+        "Tokenizer and model must have the same dictionaries, got other symbols than the model's in {f}/model. "
+        "Load the tokenizer from the model's own folder.",
     ),
     (
         lambda f: Subwords.load(DATA / "decoder" / "dict.de.txt"),

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from hf_sharp import launch
 from hf_sharp.translation.number_words import number_words
+from tests.translation.cases import DATA, converted, figures, write_memory_mapped
 from tests.translation.test_text import archive
 from tests.twins import changed_lines
 
@@ -183,11 +185,17 @@ def test_hessian_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caps
 @pytest.mark.slow
 @pytest.mark.skipif("FAIRSEQ_PYTHON" not in os.environ, reason="FAIRSEQ_PYTHON does not name a Python with fairseq")
 def test_translation_benchmark(tmp_path: Path) -> None:
-    data = ROOT / "tests" / "translation" / "data" / "decoder"
-    said = process(
-        tmp_path, "translation/benchmark.py", data, "--fairseq", os.environ["FAIRSEQ_PYTHON"], "--steps", 2, "--turns", 1
-    )
-    assert "training: " in said
+    converted("all", tmp_path / "model")
+    data, found = tmp_path / "bin", figures("all")
+    data.mkdir()
+    for language, side in (("de", "sources"), ("en", "targets")):
+        for split in ("train", "test"):
+            write_memory_mapped(data / f"{split}.de-en.{language}", found[side], "u2")
+        shutil.copy(DATA / "all" / f"dict.{language}.txt", data)
+    given = ["--fairseq", os.environ["FAIRSEQ_PYTHON"], "--model", tmp_path / "model", "--steps", 3, "--turns", 1]
+    said = process(tmp_path, "translation/benchmark.py", data, *given)
+    assert re.search(r"^training: [1-9]\d* words/s, fairseq [1-9]", said, re.MULTILINE), said
+    assert re.search(r"^beam 5: [1-9]\d* sentences/s, fairseq [1-9]", said, re.MULTILINE), said
 
 
 @pytest.mark.slow
@@ -200,6 +208,30 @@ def test_table_of_translation(tmp_path: Path) -> None:
     said = process(tmp_path, "translation/table.py", ROOT / "configs" / "numbers", *given)
     rows = [line for line in said.splitlines() if line.startswith("| ")]
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["adam", "sam, rho 0.1", "asam, rho 0.2"]
+
+
+def test_runs_of_other_settings_are_not_taken_for_these(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "translation"))
+    table = importlib.import_module("table")
+    monkeypatch.delitem(sys.modules, "table")
+    run, started = table.Run(tmp_path, "sam", 0.1, 1), []
+
+    def train(command: list[str], **_: object) -> None:
+        started.append(command)
+        (run.output / "results.json").write_text("{}")
+
+    monkeypatch.setattr(table.subprocess, "run", train)
+    configs = ROOT / "configs" / "numbers"
+    for _ in range(2):
+        assert run.made(configs, ["--max_steps", "2"]) == {}
+    assert len(started) == 1
+    for others, flags in ((configs, ["--max_steps", "3"]), (ROOT / "configs" / "multi30k", ["--max_steps", "2"])):
+        with pytest.raises(ValueError, match="must have the same settings, got others in "):
+            run.made(others, flags)
+    (run.output / "flags.json").unlink()
+    with pytest.raises(ValueError, match="must have the same settings"):
+        run.made(configs, ["--max_steps", "2"])
+    assert len(started) == 1
 
 
 ONE_AFTER_THE_OTHER = """

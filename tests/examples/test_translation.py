@@ -117,6 +117,22 @@ def test_there_and_back(
         assert (tmp_path / "model" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("generating", ["True", "False"])
+def test_validation_that_cannot_be_cut_is_refused_before_the_training(
+    generating: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where it is first cut after the training."""
+    for split, pairs in number_words().items():
+        short = pairs.filter(lambda pair: max(len(text.split()) for text in pair["translation"].values()) < 5)
+        chosen = pairs if split == "validation" else short
+        chosen.select(range(8)).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    given = ["--data", tmp_path / "data", "--merges", 0, "--moses", "false", "--max_tokens", 5, "--use_cpu", "True"]
+    given += ["--predict_with_generate", generating, "--save_strategy", "no", "--output_dir", tmp_path / "out"]
+    with pytest.raises(ValueError, match=r"(validation split|eval_dataset): max_tokens must hold the longest sentence"):
+        run_here(monkeypatch, "train.py", ROOT / "configs/numbers/adam.yaml", *given)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: f"{file.parent.name}/{file.name}")
 def test_configs_hold_flags_that_there_are(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))

@@ -70,6 +70,43 @@ def test_way_back_gives_the_same_weights(shared: str, tmp_path: Path) -> None:
         assert (tmp_path / "back" / name).read_bytes() == (DATA / shared / name).read_bytes()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_left_where_the_way_back_fails(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was in the folder before stays."""
+    converted("all", tmp_path / "model")
+    back = tmp_path / "back"
+    if there:
+        back.mkdir()
+        shutil.copy(DATA / "all" / "dict.en.txt", back)
+    before = {path.name for path in tmp_path.rglob("*")}
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="No space"):
+            to_fairseq(tmp_path / "model", back / "checkpoint.pt")
+    assert {path.name for path in tmp_path.rglob("*")} == before
+    to_fairseq(tmp_path / "model", back / "checkpoint.pt")
+    assert sorted(path.name for path in back.iterdir()) == ["checkpoint.pt", "dict.de.txt", "dict.en.txt"]
+
+
+def test_a_model_knows_its_dictionaries(tmp_path: Path) -> None:
+    """Where its config says nothing of them, as older ones, only the sizes are compared."""
+    model = converted("decoder", tmp_path / "model")
+    tokenizer = TranslationTokenizer.from_pretrained(tmp_path / "model")
+    config = FairseqTransformer.from_pretrained(tmp_path / "model").config
+    assert config.dictionaries == model.config.dictionaries == tokenizer.fingerprint
+    tokenizer.check(config, "model")
+    reordered = tokenizer.source.symbols[:4] + tokenizer.source.symbols[:3:-1]
+    tokenizer.source = Dictionary(reordered, tokenizer.source.counts[::-1])
+    with pytest.raises(ValueError, match="got other symbols than the model's in model"):
+        tokenizer.check(config, "model")
+    config.dictionaries = None
+    tokenizer.check(config, "model")
+
+
 def test_tied_weights_move_together(tmp_path: Path) -> None:
     model, found = converted("decoder", tmp_path / "model"), figures("decoder")
     batch = Collator()([{"input_ids": found["sources"][0], "labels": found["targets"][0]}])

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
 from hf_sharp.translation.batches import Collator
 from hf_sharp.translation.loss import LabelSmoothing
 from hf_sharp.translation.model import FairseqTransformer, FairseqTransformerConfig, FairseqTransformerModel
+from hf_sharp.translation.search import BeamSearch
 from tests.translation.cases import SHARED, pairs_of_numbers, small_model
 
 
@@ -170,3 +171,34 @@ def test_generation_stops_at_the_positions_by_itself() -> None:
     torch.nn.init.zeros_(model.model.decoder.output_projection.weight)  # no symbol is better than another: it goes on
     tokens = model.generate(torch.tensor([[4, 2]]), max_new_tokens=64, num_beams=1, eos_token_id=19)
     assert tokens.shape[1] <= 65
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("way", ["cast", "loaded"])
+def test_weights_of_low_precision(way: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Positions, logits and scores are float32's but for rounding; there is a gradient, and both searches run."""
+    torch.manual_seed(0)
+    plain = small_model(dropout=0.0).eval()
+    plain.save_pretrained(tmp_path)
+    if way == "cast":
+        model = small_model(dropout=0.0).to(dtype)  # type: ignore[call-arg]
+        model.load_state_dict(plain.state_dict())
+    else:
+        model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=dtype)
+    model.eval()
+    for side, other in ((model.model.encoder, plain.model.encoder), (model.model.decoder, plain.model.decoder)):
+        assert side.embed_positions.table.dtype == side.embed_tokens.weight.dtype == dtype
+        assert torch.equal(side.embed_positions.table, other.embed_positions.table.to(dtype))
+    batch = Collator()([*pairs_of_numbers(7)])
+    output, expected = model(**batch), plain(**batch)
+    assert output.logits.dtype == dtype
+    torch.testing.assert_close(output.logits.float(), expected.logits, rtol=0, atol=0.05)
+    assert expected.logits.std() > 0.2
+    output.loss.backward()
+    assert all(w.grad is not None and w.grad.isfinite().all() for w in model.parameters())
+    sources = [row["input_ids"] for row in pairs_of_numbers(7)]
+    best, of_plain = (BeamSearch(3, longest=6)(one, sources) for one in (model, plain))
+    for found, also in zip(best, of_plain, strict=True):
+        assert found.score == pytest.approx(also.score, abs=0.05)
+    tokens = model.generate(batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=6, num_beams=2)
+    assert len(tokens) == 7
