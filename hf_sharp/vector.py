@@ -66,12 +66,8 @@ class Space:
         if not self._spare:
             self._spare.append(buffer)
 
-    def add_up(self, numbers: Sequence[Tensor], *, square: bool = False) -> Tensor:
-        """The sum over parts and ranks of one number (or its square) per part; zero where there are none."""
-        return self.total(self.summed(numbers, square=square), "sum")
-
     def summed(self, numbers: Sequence[Tensor], *, square: bool = False) -> Tensor:
-        """The same over this rank's parts alone."""
+        """The sum over this rank's parts of one number (or its square) per part; zero where there are none."""
         device, dtype = self.scalars()
         if len({(n.device, n.dtype) for n in numbers}) > 1:
             numbers = [n.to(device, dtype) for n in numbers]
@@ -266,7 +262,7 @@ class Vector:
             else:
                 present = [wide(x) for x in self.space.own(self.parts) if x is not None]
                 local = list(torch._foreach_norm(present)) if present else []
-            self._norm.append(self.space.add_up(local, square=True).sqrt())
+            self._norm.append(self.space.total(self.space.summed(local, square=True), "sum").sqrt())
         return self._norm[0] * magnitude(self.scale)
 
     def peak(self) -> Tensor:
