@@ -264,6 +264,23 @@ def test_normalised_trace() -> None:
     assert taken(quantity, model, batches()).values["gradient_norm"] == pytest.approx(float(g.norm()), rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    ("quantity", "name"),
+    [(Sharpness(rho=0.2, m=2), "sharpness"), (ApproximationRatio(rho=0.2, m=2, steps=4), "approximation_ratio")],
+)
+def test_means_over_groups_of_samples(quantity: AbstractQuantity, name: str) -> None:
+    """Ten groups out of 120, whose mean is known."""
+    model, population = made(Classifier()), samples(240)
+    truth = taken(quantity, model, [population]).values[name]
+
+    def measured(seed: int) -> Result:
+        chosen = torch.randperm(120, generator=torch.Generator().manual_seed(seed))[:10]
+        rows = torch.stack([2 * chosen, 2 * chosen + 1], dim=1).flatten()
+        return taken(quantity, model, [{key: value[rows] for key, value in population.items()}])
+
+    within_four_errors(measured, name, truth)
+
+
 def test_spectral_density() -> None:
     """The nodes of a full Lanczos run are the eigenvalues, the density has mass 1, its mean is the trace's share."""
     a = symmetric(8)
