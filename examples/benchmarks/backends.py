@@ -9,8 +9,8 @@ alternates.
              tensor (n - 1) / n N in an all-gather, a reduce-scatter, a reduction to one rank and a broadcast, twice that in
              an all-reduce. Counted at the collectives of one step, whoever asks for them; beside it the ratio to the plain
              step's
-    vectors  collectives of that step that carry more than one number, sharp / plain
-    numbers  those that carry one: losses, norms, products, overflow flags
+    vectors  collectives of that step that carry more than a few numbers, sharp / plain
+    numbers  those that carry one or a few: losses, norms, products, overflow flags
     extra    (peak - the plain step's peak) / bytes of what a rank holds of the weights: all of them under DDP, 1 / n of
              them where they or the optimizer's copies are sharded. The peak is the largest number of bytes in live tensors
              at any moment of three steps, on the rank where it is largest, temporaries inside of kernels included
@@ -58,7 +58,7 @@ class Formula:
 
     Attributes:
         passes: forward-backward passes, each of which has a loss.
-        numbers: norms and products of vectors.
+        numbers: collectives of norms and products; products that are known together travel together.
         kept: vectors that it still needs when its last pass runs.
     """
 

@@ -13,6 +13,8 @@ from torch.distributed.distributed_c10d import Work
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+FEW = 4
+"""What carries no more numbers than this carries no vector."""
 _TURNS = {
     "allreduce_": 2,
     "allreduce_coalesced_": 2,
@@ -105,13 +107,13 @@ def sent(calls: Iterable[Call], ranks: int) -> float:
 
 
 def numbers(calls: Iterable[Call]) -> list[Call]:
-    """The collectives that carry one number: losses, norms, products, flags."""
-    return [call for call in calls if call[1] == 1]
+    """The collectives that carry a few numbers: losses, norms, products, flags."""
+    return [call for call in calls if call[1] <= FEW]
 
 
 def vectors(calls: Iterable[Call]) -> list[Call]:
     """The others."""
-    return [call for call in calls if call[1] != 1]
+    return [call for call in calls if call[1] > FEW]
 
 
 def _tensors(arg: Any) -> list[Tensor]:
