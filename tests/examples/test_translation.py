@@ -48,7 +48,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, script: str, *words: object) -> No
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """The default task for a few steps with a tiny beam."""
     folder = tmp_path_factory.mktemp("numbers") / "asam"
-    short = ["--max_steps", 20, "--beam", 2, "--longest", 9, "--warmup_steps", 10, "--save_strategy", "no"]
+    short = ["--max_steps", 20, "--beam", 2, "--longest", 9, "--warmup_steps", 10, "--save_strategy", "no", "--average", 0]
     return folder, run("train.py", ROOT / "configs/numbers/asam.yaml", "--output_dir", folder, *short)
 
 
