@@ -134,8 +134,10 @@ class Oracle(AbstractOracle):
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
             pairs = [(g, x) for g, x in zip(gradient, tensors, strict=True) if g is not None and x is not None]
             products = [(g * x).sum() for g, x in pairs if g.requires_grad]
-            if products:
-                torch.stack(products).sum().backward()
+            if products:  # not by backward(), which would call the hooks that reduce
+                second = torch.autograd.grad(torch.stack(products).sum(), parameters, allow_unused=True)
+                for p, g in zip(parameters, second, strict=True):
+                    p.grad = p.grad if g is None else g if p.grad is None else p.grad + g
 
         # The fused attention kernels have no second derivative.
         # Each rank by itself, since the backward that makes the gradient would start a reduction that never ends.

@@ -110,13 +110,7 @@ def choose(
     each = accelerator is not None and bool(accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False))
     if _has_shards(model):
         return FullySharded(model, perturb, scaler, sync_each_batch=each)
-    backend = Replicated(model, perturb, scaler, sync_each_batch=each, local=local)
-    if local and backend.has_static_graph:
-        raise ValueError(
-            "perturb_over='device' needs passes without a reduction, got DistributedDataParallel with static_graph=True, "
-            "which cannot leave one out. Use perturb_over='batch', or static_graph=False."
-        )
-    return backend
+    return Replicated(model, perturb, scaler, sync_each_batch=each, local=local)
 
 
 def _has_shards(model: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -40,17 +40,14 @@ class Replicated(AbstractBackend):
         sync_each_batch: bool = False,
         local: bool = False,
     ) -> None:
-        self._scaler, self._each, self._local = scaler, sync_each_batch, local
+        self._scaler, self._local = scaler, local
         self._ddp = next((m for m in model.modules() if isinstance(m, DistributedDataParallel)), None)
+        # A static graph learns in its first two reductions how often each weight is used between them.
+        self._each = sync_each_batch or (self._ddp is not None and self._ddp.static_graph)
         self._model = model if self._ddp is None else self._ddp.module
         self._perturb = perturb
         self._parameters: list[nn.Parameter] = []
         self._look()
-
-    @property
-    def has_static_graph(self) -> bool:
-        """Whether DDP was told that the graph never changes."""
-        return self._ddp is not None and self._ddp.static_graph
 
     def refresh(self) -> None:
         if not same(trainable(self._model).values(), self._parameters):
@@ -135,9 +132,23 @@ class Replicated(AbstractBackend):
         if local and not self._local:  # as the other passes of a method that begin with all ranks' buffers
             self._ddp.require_forward_param_sync = self._ddp.require_forward_param_sync or last
         try:
-            yield
+            with nullcontext() if self._ddp.require_backward_grad_sync else _reducing_nothing(self._ddp):
+                yield
         finally:
             self._ddp.require_backward_grad_sync = before
+
+
+@contextmanager
+def _reducing_nothing(ddp: DistributedDataParallel) -> Iterator[None]:
+    """DDP with a static graph puts off its first reduction to the end of the backward, and fails where there is none."""
+    if not ddp.static_graph:
+        yield
+        return
+    before, ddp._static_graph_delay_allreduce_enqueued = ddp._static_graph_delay_allreduce_enqueued, True
+    try:
+        yield
+    finally:
+        ddp._static_graph_delay_allreduce_enqueued = before
 
 
 def _chunks(parts: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.backends.launches import EXACT, SLOW, succeed
+from tests.backends.launches import EXACT, SLOW, launch
 from tests.workers.options import METHODS, OPTIONS, SIDE
 
 KINDS = ["ddp", "fsdp2", *(pytest.param(kind, marks=SLOW) for kind in ("zero1", "zero2", "zero3"))]
@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def launched(kind: str) -> dict[str, torch.Tensor]:
-        succeed("options", kind, folder / kind)
+        launch("options", kind, folder / kind)
         return torch.load(folder / kind, weights_only=True)
 
     return launched

@@ -11,7 +11,7 @@ import torch
 from torch.optim import SGD
 
 from hf_sharp import SAM, SharpStep
-from tests.backends.launches import SLOW, succeed
+from tests.backends.launches import SLOW, launch
 from tests.problems import Perceptron, batch_for, generic
 from tests.workers.precision import RHO
 
@@ -42,7 +42,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def found(kind: str) -> list[dict[str, Any]]:
-        succeed("precision", kind, folder / kind)
+        launch("precision", kind, folder / kind)
         return [torch.load(folder / f"{kind}-{rank}", weights_only=True) for rank in range(2)]
 
     return found
@@ -110,7 +110,7 @@ def test_no_warning_for_float32(recwarn: pytest.WarningsRecorder) -> None:
 def test_the_scaler_skips_on_every_rank(kind: str, tmp_path: Path) -> None:
     """An infinite loss in either pass on one rank: no rank steps, each lowers its scale once. Before and after, gradients
     have their true size in the method, and the scaler's in the optimizer."""
-    succeed("scaler", kind, tmp_path / "found")
+    launch("scaler", kind, tmp_path / "found")
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}", weights_only=True)
         for when in ("first", "later"):

@@ -62,8 +62,6 @@ REFUSED = {
     "for which there is no backend. Launch under DDP, FSDP2 or DeepSpeed, on CUDA GPUs or CPUs.",
     "columns": "ValueError: FSDP2 must cut all trainable weights by rows on one mesh, got (Shard(dim=1),) on "
     "DeviceMesh((1,), 'cpu', stride=((),)) for 'inner.weight'. Leave out shard_placement_fn, tensor and expert parallelism.",
-    "static graph": "ValueError: perturb_over='device' needs passes without a reduction, got DistributedDataParallel with "
-    "static_graph=True, which cannot leave one out. Use perturb_over='batch', or static_graph=False.",
 }
 """What is raised, whoever is built: SharpStep, or the Trainer."""
 ACCEPTED = ("zero0", "zero2", "zero3", "fsdp2", "deepspeed 0.19.0+cpu")
@@ -73,7 +71,6 @@ NO_TRAINER = {
     "exact, fsdp2, not yet wrapped",
     "megatron",
     "columns",
-    "static graph",
 }
 """Known to the Trainer only on a GPU, or when it wraps the model."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hf_sharp import SAM, SharpnessAwareTrainer
-from tests.backends.launches import SLOW, succeed
+from tests.backends.launches import SLOW, launch
 from tests.models import arguments, collated
 from tests.problems import Perceptron
 from tests.reference import Problem, flat, sam
@@ -28,7 +28,7 @@ def went_on(core: Perceptron) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
     """Weights, optimizer state, random streams and the vectors that the method keeps, on each rank."""
-    succeed("resuming", kind, tmp_path)
+    launch("resuming", kind, tmp_path)
     for rank in range(2):
         found = torch.load(tmp_path / f"found-{rank}.pt", weights_only=True)
         assert found["memory"] == 1

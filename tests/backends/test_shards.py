@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.backends.launches import SLOW, succeed
+from tests.backends.launches import SLOW, launch
 
 METHODS = ("gsam", "rsam")
 KINDS = ("hsdp", "fsdp2", "ddp", "zero0", "zero1", "zero2", "zero3")
@@ -20,14 +20,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
     file = tmp_path_factory.mktemp("shards") / "alone"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNION_OF", "4")
-        succeed("loops", "alone", file, *METHODS)
+        launch("loops", "alone", file, *METHODS)
     return torch.load(file, weights_only=True)["weights"]
 
 
 @pytest.mark.parametrize("kind", [kind if kind == "hsdp" else pytest.param(kind, marks=SLOW) for kind in KINDS])
 def test_four_ranks_equal_one_process(kind: str, alone: dict[str, torch.Tensor], tmp_path: Path) -> None:
     """The last layer's three rows on four ranks leave one with nothing; ZeRO cuts parameters in the middle."""
-    succeed("loops", kind, tmp_path / kind, *METHODS, ranks=4)
+    launch("loops", kind, tmp_path / kind, *METHODS, ranks=4)
     found = torch.load(tmp_path / kind, weights_only=True)["weights"]
     assert found.keys() == alone.keys()
     assert len(found) == 2 * len(METHODS)

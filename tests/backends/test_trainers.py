@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.backends.launches import EXACT, SLOW, succeed
+from tests.backends.launches import EXACT, SLOW, launch
 from tests.models import neutral_methods
 from tests.problems import EXAMPLES
 
@@ -23,7 +23,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def launched(kind: str) -> list[dict[str, Any]]:
-        succeed("trainers", kind, folder)
+        launch("trainers", kind, folder)
         return [torch.load(folder / f"{kind}-{rank}.pt", weights_only=True) for rank in range(1 + ("alone" not in kind))]
 
     return launched

@@ -119,7 +119,6 @@ def main() -> None:
             found["cache"] = {perturb_over: cached(folder, perturb_over) for perturb_over in ("batch", "device")}
         found["device"] = trained(folder, SAM(rho=0.1), perturb_over="device")
     torch.save(found, folder / f"{RANKS}-{RANK}.pt")
-    os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 
 
 if __name__ == "__main__":

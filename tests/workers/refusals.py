@@ -24,7 +24,6 @@ from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataP
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 
 from hf_sharp import GAM, SAM, AbstractMethod, SharpnessAwareTrainer, SharpStep
@@ -183,8 +182,6 @@ def cases(folder: Path) -> dict[str, dict[str, Build]]:
     out["megatron"] = {"SharpStep": lambda: step(network(), SAM(), "batch", told(kinds.MEGATRON_LM))}
     by_columns = partial(sharded, shard_placement_fn=lambda p: Shard(p.ndim - 1))
     out["columns"] = {"SharpStep": lambda: step(by_columns(), SAM(), "batch")}
-    static = partial(DistributedDataParallel, static_graph=True)
-    out["static graph"] = {"SharpStep": lambda: step(static(network()), SAM(), "device")}
     return out
 
 

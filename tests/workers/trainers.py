@@ -204,8 +204,6 @@ def main() -> None:
     if not kind.startswith("alone"):
         found["neutral"] = neutral(kind, folder)
     torch.save(found, folder / f"{kind}-{RANK}.pt")
-    print("done", flush=True)
-    os._exit(0)  # gloo can abort at interpreter exit after ZeRO-3
 
 
 if __name__ == "__main__":

@@ -58,7 +58,6 @@ def main() -> None:
     if RANK == 0:
         weights = {name: w.detach() for name, w in model.named_parameters()}
         torch.save({"weights": weights, "figures": figures}, folder / f"{RANKS}.pt")
-    os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 
 
 if __name__ == "__main__":

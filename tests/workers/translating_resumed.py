@@ -22,7 +22,6 @@ def main() -> None:
     torch.save(trained(folder / "whole"), folder / f"whole-{rank}.pt")
     trained(folder / "cut", stop=7)
     torch.save(trained(folder / "cut", resume=True), folder / f"resumed-{rank}.pt")
-    os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 
 
 if __name__ == "__main__":
