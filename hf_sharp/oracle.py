@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -102,7 +102,7 @@ class Oracle(AbstractOracle):
             return own
         seen = None if shift is None else self._seen
         with self.displaced(shift):
-            point = self._point(self._replay(None, local=self.local))
+            point = self._point(self._replay(None, lambda last: self.backend.evaluation(last=last, local=self.local)))
             applied = None if seen is None or shift is None else self._applied(shift)
         self.telemetry.passes += 1
         if seen is not None and shift is not None and applied is not None:
@@ -128,24 +128,26 @@ class Oracle(AbstractOracle):
         if not self.backend.whole:
             raise ValueError("Exact Hessian products need all weights on each device, got shards. Use gradient differences.")
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        tensors = list(v.tensors())  # true sizes: a loss scale left in them would overflow in the second backward
+        vectors = self.backend.gather(v)  # true sizes: a loss scale left in them would overflow in the second backward
+        products: Parts = [None] * len(parameters)
 
         def twice(loss: Tensor) -> None:
             gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-            pairs = [(g, x) for g, x in zip(gradient, tensors, strict=True) if g is not None and x is not None]
-            products = [(g * x).sum() for g, x in pairs if g.requires_grad]
-            if products:  # not by backward(), which would call the hooks that reduce
-                second = torch.autograd.grad(torch.stack(products).sum(), parameters, allow_unused=True)
-                for p, g in zip(parameters, second, strict=True):
-                    p.grad = p.grad if g is None else g if p.grad is None else p.grad + g
+            pairs = [(g, x) for g, x in zip(gradient, vectors, strict=True) if g is not None and x is not None]
+            dots = [(g * x).sum() for g, x in pairs if g.requires_grad]
+            if dots:  # not by backward(), whose hooks would reduce
+                second = torch.autograd.grad(torch.stack(dots).sum(), parameters, allow_unused=True)
+                products[:] = [
+                    more if part is None else part if more is None else part + more
+                    for part, more in zip(products, second, strict=True)
+                ]
 
         # The fused attention kernels have no second derivative.
-        # Each rank by itself, since the backward that makes the gradient would start a reduction that never ends.
         with self.displaced(shift), sdpa_kernel(SDPBackend.MATH):
-            self._replay(twice, local=True)
+            self._replay(twice, lambda last: self.backend.differentiation())
             self.telemetry.passes += 1
-            parts = self.backend.take_gradient()
-            return Vector(self.backend.space, parts if self.local else self.backend.average(parts)) / self.share
+            parts = products if self.local else self.backend.scatter(products)
+            return Vector(self.backend.space, parts) / self.share
 
     @property
     def weights(self) -> Vector:
@@ -197,7 +199,7 @@ class Oracle(AbstractOracle):
             old = self.old[i] = torch.empty_like(w)
         return old
 
-    def _replay(self, backward: Backward | None, *, local: bool) -> list[Tensor]:
+    def _replay(self, backward: Backward | None, context: Callable[[bool], AbstractContextManager[None]]) -> list[Tensor]:
         """Forward and backward over all micro-batches, from the buffers and streams of the first pass."""
         last = len(self.micro_batches) - 1
         if self._after is None:
@@ -209,7 +211,7 @@ class Oracle(AbstractOracle):
         try:
             for i, micro in enumerate(self.micro_batches):
                 micro.streams.rewind(self.device)
-                with torch.enable_grad(), self.backend.evaluation(last=i == last, local=local):
+                with torch.enable_grad(), context(i == last):
                     losses.append(micro.run(micro.inputs.fresh(), backward))
         except BaseException:
             self.backend.take_gradient()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers import Trainer
 
 from hf_sharp.limits import check_scalar
 from hf_sharp.oracle import Backward
+from hf_sharp.replacement import replaced
 from hf_sharp.replay import KeptInputs, Streams
 
 
@@ -27,7 +27,7 @@ def backward_through(accelerator: Accelerator, stand_in: Backward | None) -> Abs
         else:
             stand_in(loss)
 
-    return _replaced(accelerator, "backward", backward)
+    return replaced(accelerator, "backward", backward)
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,4 @@ def prepared_once(trainer: Trainer, kept: list[Prepared]) -> AbstractContextMana
         kept.append(Prepared(KeptInputs(made, None), Streams.now(device)))
         return made
 
-    return _replaced(trainer, "_prepare_inputs", prepare)
-
-
-@contextmanager
-def _replaced(owner: object, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Let a method of one object be another function."""
-    own = vars(owner)
-    was = own.get(name)
-    own[name] = function
-    try:
-        yield
-    finally:
-        if was is None:
-            del own[name]
-        else:
-            own[name] = was
+    return replaced(trainer, "_prepare_inputs", prepare)

@@ -64,11 +64,9 @@ def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *
         from hf_sharp.backends.deepspeed import check_config
         from hf_sharp.backends.zero import shape_of
 
-        stage = check_config(accelerator)
-        sharded = "ZeRO-3" if stage == 3 else None
+        sharded = "ZeRO-3" if check_config(accelerator) == 3 else None
         describe(model, perturb, shape_of)
     else:
-        stage = None
         sharded = "FSDP2" if plugin is not None or _has_shards(model) else None
         describe(model, perturb)
     if local and sharded is not None:
@@ -76,11 +74,8 @@ def check(model: nn.Module, accelerator: Accelerator | None, perturb: Perturb, *
             f"perturb_over='device' needs all weights on each device, got {sharded}: its ranks gather the weights from each "
             "other, so that all stand at the same point. Use perturb_over='batch' or 'micro_batch', or DDP."
         )
-    if exact and (sharded is not None or stage is not None):
-        raise ValueError(
-            f"hvp='exact' needs all weights on each device, got {sharded or f'DeepSpeed ZeRO-{stage}'}. "
-            "Use GAM(hvp='difference')."
-        )
+    if exact and sharded is not None:
+        raise ValueError(f"hvp='exact' needs all weights on each device, got {sharded}. Use GAM(hvp='difference').")
 
 
 def choose(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ class AbstractBackend(ABC):
     """
 
     space: Space
-    whole: ClassVar[bool] = True
+    whole: bool = True
 
     @abstractmethod
     def refresh(self) -> None:
@@ -85,6 +84,16 @@ class AbstractBackend(ABC):
         only of backends whose ranks have all weights.
         """
 
+    def gather(self, v: Vector) -> Parts:
+        """``v`` whole, a tensor per trainable parameter. Asked only of backends whose ranks have all weights."""
+        return list(v.tensors())
+
+    def scatter(self, whole: Parts) -> Parts:
+        """This rank's pieces of a vector that each rank made whole from its own samples, averaged over the ranks. Asked only
+        of backends whose ranks have all weights.
+        """
+        return self.average(whole)
+
     @abstractmethod
     def unit_norms(self, v: Vector) -> list[Tensor]:
         """Per piece the Euclidean norm of each output unit, shaped to broadcast against the piece."""
@@ -97,6 +106,12 @@ class AbstractBackend(ABC):
             last: whether it is the last one of the pass, after which the gradient must be there.
             local: whether each rank works on its own samples only.
         """
+
+    def differentiation(self) -> AbstractContextManager[None]:
+        """The context of one micro-batch's forward of which the caller takes derivatives; nothing is reduced, no gradient
+        is left. Asked only of backends whose ranks have all weights.
+        """
+        return self.evaluation(last=True, local=True)
 
 
 def check_dense(pieces: Sequence[Piece], gradients: Parts) -> None:

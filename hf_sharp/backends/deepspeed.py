@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_sharp.arithmetic import Scalar
 from hf_sharp.backends.base import AbstractBackend
 from hf_sharp.backends.units import sharded_unit_norms
-from hf_sharp.backends.zero import loss_scale_of, shape_of, store_of
+from hf_sharp.backends.zero import loss_scale_of, outside, shape_of, store_of
 from hf_sharp.parameters import Perturb, describe, trainable
 from hf_sharp.vector import Parts, Space, Vector
 
@@ -55,10 +55,8 @@ class DeepSpeed(AbstractBackend):
         local: whether each rank shall have its own perturbation; not under ZeRO-3.
     """
 
-    whole = False
-
     def __init__(self, accelerator: Accelerator, perturb: Perturb = None, *, local: bool = False) -> None:
-        check_config(accelerator)
+        self.whole = check_config(accelerator) < 3
         self._accelerator = accelerator
         self._engine = engine = accelerator.deepspeed_engine_wrapped.engine
         self._everything = describe(engine.module, perturb, shape_of)
@@ -133,6 +131,35 @@ class DeepSpeed(AbstractBackend):
         """The parts as they are: the engine's own reduction comes before its step."""
         return parts
 
+    def gather(self, v: Vector) -> Parts:
+        if self._store.holds_all:
+            return list(v.tensors())
+        flat, places = self._flat()
+        for at, x in zip(self._store.fragments, v.tensors(), strict=True):
+            if x is not None:
+                places[id(at.parameter)].view(-1)[at.start : at.stop].copy_(x.reshape(-1))
+        dist.all_reduce(flat, group=self._group)
+        return list(places.values())
+
+    def scatter(self, whole: Parts) -> Parts:
+        flat, places = self._flat()
+        for place, x in zip(places.values(), whole, strict=True):
+            if x is not None:
+                place.copy_(x)
+        dist.all_reduce(flat, group=self._group)
+        flat.div_(dist.get_world_size(self._group))
+        return [
+            places[id(at.parameter)].view(-1)[at.start : at.stop].view(like.shape).to(like, copy=True)
+            for at, like in zip(self._store.fragments, self.space.like, strict=True)
+        ]
+
+    def _flat(self) -> tuple[Tensor, dict[int, Tensor]]:
+        """Zeros for the whole trainable weights in one piece, and the place of each parameter in it."""
+        parameters = [p for p in self._engine.module.parameters() if p.requires_grad]
+        flat = torch.zeros(sum(p.numel() for p in parameters), dtype=self.space.like[0].dtype, device=self.space.device)
+        places = zip(parameters, flat.split([p.numel() for p in parameters]), strict=True)
+        return flat, {id(p): place.view(p.shape) for p, place in places}
+
     def unit_norms(self, v: Vector) -> list[Tensor]:
         return sharded_unit_norms(self._everything, self.space, v)
 
@@ -147,6 +174,10 @@ class DeepSpeed(AbstractBackend):
                 yield
         finally:
             self._accelerator.deepspeed_engine_wrapped = usual
+
+    def differentiation(self) -> AbstractContextManager[None]:
+        self.settle()
+        return outside(self._engine)
 
 
 @dataclass(frozen=True)

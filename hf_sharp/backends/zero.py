@@ -14,12 +14,14 @@ from deepspeed.runtime.base_optimizer import ZeROOptimizer
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
 from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.runtime.torch_autocast import autocast_if_enabled
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import safe_get_local_grad, safe_set_local_grad
 from torch import Tensor
 
+from hf_sharp.replacement import replaced
 from hf_sharp.vector import Parts
 
 
@@ -31,6 +33,18 @@ def shape_of(p: Any) -> tuple[int, ...]:
 def loss_scale_of(engine: Any) -> float:
     """What the engine multiplies a loss with: 1 without ZeRO, though the optimizer there divides by its scale."""
     return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, ZeROOptimizer) else 1.0
+
+
+@contextmanager
+def outside(engine: Any) -> Iterator[None]:
+    """The engine's forward without its preparations of a backward, which would scale what it is given and reduce."""
+
+    def forward(*inputs: Any, **more: Any) -> Any:
+        with autocast_if_enabled(engine):
+            return engine.module(*inputs, **more)
+
+    with replaced(engine, "forward", forward):
+        yield
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class GAM(AbstractMethod):
     a larger alpha (section 5.5). SAM+GAM was better than either in most of table 1.
 
     Caveats: ``hvp="exact"`` needs a second derivative of every operation: attention kernels without one are replaced for
-    those passes; torch.compile and reentrant checkpointing do not work with it, nor do FSDP2 and DeepSpeed. The values do
+    those passes; torch.compile and reentrant checkpointing do not work with it, nor do FSDP2 and ZeRO-3. The values do
     not carry over to `AcceleratedGAM`, which is what the authors released.
 
     Args:

@@ -36,7 +36,6 @@ REFUSED = {
     "device, zero3": DEVICE.format("ZeRO-3"),
     "device, fsdp2": DEVICE.format("FSDP2"),
     "device, fsdp2, not yet wrapped": DEVICE.format("FSDP2"),
-    "exact, zero1": EXACT.format("DeepSpeed ZeRO-1"),
     "exact, zero3": EXACT.format("ZeRO-3"),
     "exact, fsdp2": EXACT.format("FSDP2"),
     "exact, fsdp2, not yet wrapped": EXACT.format("FSDP2"),

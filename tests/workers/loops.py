@@ -45,7 +45,7 @@ def methods(kind: str) -> dict[str, AbstractMethod]:
     """One setting of every method that the kind can run."""
     if kind == "alone32":
         return {"crsam": EXAMPLES["crsam"]}
-    return {**EXAMPLES, **EXACT} if kind in ("alone", "ddp") else EXAMPLES
+    return EXAMPLES if kind in ("fsdp2", "hsdp") or kind.startswith("zero3") else {**EXAMPLES, **EXACT}
 
 
 def localities(kind: str) -> tuple[str, ...]:
@@ -182,7 +182,7 @@ def cases(kind: str) -> dict[str, Tensor]:
 def few_cases(kind: str, names: list[str]) -> dict[str, Tensor]:
     """The weights of some methods after plain and after accumulated and clipped steps."""
     return {
-        f"batch {name} {accumulation} {clip}": train(kind, EXAMPLES[name], accumulation, clip, "batch")
+        f"batch {name} {accumulation} {clip}": train(kind, methods(kind)[name], accumulation, clip, "batch")
         for name, (accumulation, clip) in itertools.product(names, ((1, None), (4, 0.5)))
     }
 

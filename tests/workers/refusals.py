@@ -113,7 +113,6 @@ def told(kind: DistributedType, fsdp: int | None = None) -> Accelerator:
 
 ZERO: dict[str, tuple[dict[str, Any], AbstractMethod, str]] = {
     "device, zero3": (config(3, {}), SAM(), "device"),
-    "exact, zero1": (config(1, {}), EXACT, "batch"),
     "exact, zero3": (config(3, {}), EXACT, "batch"),
     "nvme optimizer": (
         config(3, {"offload_optimizer": {"device": "nvme", "nvme_path": "/nvme"}}),

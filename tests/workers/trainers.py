@@ -26,9 +26,9 @@ from transformers.distributed import DistributedConfig
 
 from hf_sharp import AbstractMethod, SharpnessAwareTrainer
 from tests.models import arguments, bits, neutral_methods, reseed
-from tests.problems import EXAMPLES, Perceptron, batch_for, generic
+from tests.problems import Perceptron, batch_for, generic
 from tests.workers.engines import config, full_weights
-from tests.workers.loops import in_float32
+from tests.workers.loops import in_float32, methods
 
 RANK = int(os.environ.get("RANK", "0"))
 RANKS = 2
@@ -169,8 +169,7 @@ def grid(kind: str, folder: Path) -> dict[str, Any]:
     """Every method, accumulation 1 and 4, clipping off and on."""
     return {
         f"{name} {accumulation} {clip}": trained(kind, trainer_for(kind, folder, method, accumulation, clip))
-        for (name, method), accumulation, clip in itertools.product(EXAMPLES.items(), (1, 4), (None, 0.5))
-        if kind != "alone32" or name == "crsam"
+        for (name, method), accumulation, clip in itertools.product(methods(kind).items(), (1, 4), (None, 0.5))
     }
 
 
@@ -182,9 +181,9 @@ def neutral(kind: str, folder: Path) -> dict[str, bool]:
         changes["sync_each_batch "] = {"accelerator_config": each_batch}
     out = {}
     for change, changed in changes.items():
-        methods = {"plain": None, **neutral_methods()} if not change else {"plain": None, "gsam": neutral_methods()["gsam"]}
+        neutrals = {"plain": None, **neutral_methods()} if not change else {"plain": None, "gsam": neutral_methods()["gsam"]}
         ends: dict[str, tuple[bytes, list[float]]] = {}
-        for name, method in methods.items():
+        for name, method in neutrals.items():
             reseed(0)
             end = trained(
                 kind, trainer_for(kind, folder, method, 2, 0.5, dropout=0.2, **deepcopy(changed))
