@@ -96,8 +96,10 @@ def test_every_quantity_from_the_command_line(folder: Path, capsys: pytest.Captu
 
 
 def test_the_settings_of_the_report() -> None:
-    asked = example("measure/measure_checkpoint").quantities([str(ROOT / "configs" / "measure" / "report.yaml")])
-    assert {quantity.name for quantity in asked.values()} == set(QUANTITIES) - {"loss_between", "trace"}
+    read = example("measure/measure_checkpoint").quantities
+    report, ends = (read([str(ROOT / "configs" / "measure" / name)]) for name in ("report.yaml", "ends.yaml"))
+    assert {quantity.name for quantity in report.values()} == set(QUANTITIES) - {"loss_between", "trace"}
+    assert list(ends) == ["normalized_trace", "top_eigenvalues", "approximation_ratio"]
 
 
 @pytest.mark.slow
