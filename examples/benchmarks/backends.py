@@ -73,6 +73,8 @@ FORMULAS = {
     "crsam": Formula(passes=3, numbers=1, kept=2),
     "gam": Formula(passes=4, numbers=3, kept=2),
     "gsam": Formula(passes=2, numbers=2, kept=1),
+    "lpf": Formula(passes=2, numbers=0, kept=1),
+    "rgsam": Formula(passes=2, numbers=2, kept=2),
     "rsam": Formula(passes=2, numbers=1, kept=1),
     "sam": Formula(passes=2, numbers=1, kept=0),
 }

@@ -36,7 +36,8 @@ import torch
 from allocations import MEASURED, live_bytes
 from loops import TrainerLoop
 from machine import VERDICT, machine
-from subjects import MODELS, Batch, images, method
+from settings import method
+from subjects import MODELS, Batch, images
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import set_seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from allocations import MEASURED, live_bytes
 from collectives import Aside, Call, Collectives
+from settings import method
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -22,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from hf_sharp import METHODS, SharpStep
+from hf_sharp import SharpStep
 
 KINDS = ("ddp", "ddp-device", "fsdp2", "zero1", "zero2", "zero3")
 BATCH = 4
@@ -107,7 +109,7 @@ class Loop:
         return SharpStep(
             self._model,
             self._optimizer,
-            METHODS[task.method](),
+            method(task.method),
             accelerator=self._accelerator,
             perturb_over="device" if task.kind == "ddp-device" else "batch",
         )
@@ -194,6 +196,7 @@ def serve(connection: Connection, port: int, rank: int, ranks: int, task: Task) 
     os.environ.update(LOCAL_WORLD_SIZE=str(ranks), DS_ACCELERATOR="cpu")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what DeepSpeed says about itself is not a result
     logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore", FutureWarning)  # PyTorch's, of what DeepSpeed calls
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.TCPStore("localhost", port), rank=rank, world_size=ranks)
     loop, facts = found(task)

@@ -36,7 +36,8 @@ from typing import Any
 import torch
 from loops import PLAIN_LOOPS, Step
 from machine import VERDICT, machine
-from subjects import MODELS, method
+from settings import method
+from subjects import MODELS
 from turns import alternate, served
 
 from hf_sharp import METHODS

@@ -1,4 +1,4 @@
-"""Models, images and methods as the benchmarks run them."""
+"""Models and images as the benchmarks run them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ import transformers
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from hf_sharp import LPF, METHODS, RGSAM, SAM, AbstractMethod, Decayed, During, Every
-
 Batch: TypeAlias = dict[str, Tensor]
-
-SETTINGS: dict[str, AbstractMethod] = {
-    "decayed": Decayed(SAM(), weight_decay=0.0005),
-    "during": During(SAM(), start=0.5),
-    "every": Every(2, SAM()),
-    "lpf": LPF(gamma=0.001, draws=2),
-    "rgsam": RGSAM(rho=0.05, gamma=0.0025, lam=2.0, alpha=0.3),
-}
-"""Methods that have no defaults; the others run with theirs."""
 
 
 class ImageClassifier(nn.Module):
@@ -49,11 +38,6 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit_tiny": vit_tiny,
     "resnet18": lambda: ImageClassifier(resnet18()),
 }
-
-
-def method(name: str) -> AbstractMethod:
-    """A method as it is measured."""
-    return SETTINGS[name] if name in SETTINGS else METHODS[name]()
 
 
 def images(size: int, device: torch.device | str = "cpu", classes: int = 1000) -> Batch:

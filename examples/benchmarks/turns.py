@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from loops import PLAIN_LOOPS, Step, TrainerLoop
-from subjects import MODELS, Batch, images, method
+from settings import method
+from subjects import MODELS, Batch, images
 from transformers import set_seed
 
 if sys.platform != "win32":
