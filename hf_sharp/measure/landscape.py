@@ -25,7 +25,28 @@ NORMALIZATIONS = ("filter", "none")
 
 
 @dataclass(frozen=True)
-class LossLine(AbstractQuantity):
+class AbstractLandscape(AbstractQuantity):
+    """The loss at evenly spaced points along random directions; the settings are `LossLine`'s."""
+
+    reach: float = 1.0
+    points: int = 21
+    normalization: str = "filter"
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        whole(0, "draw", self.draw)
+        above(0, "reach", self.reach, example="1.0")
+        whole(3, "points", self.points)
+        if self.points % 2 == 0:
+            more = self.points + 1
+            raise ValueError(
+                f"points must be odd, got {self.points}: the weights are in the middle. Pass e.g. points={more}."
+            )
+        one_of(NORMALIZATIONS, "normalization", self.normalization)
+
+
+@dataclass(frozen=True)
+class LossLine(AbstractLandscape):
     """The loss along one random direction to both sides.
 
     Cost: ``points`` forward passes.
@@ -42,13 +63,6 @@ class LossLine(AbstractQuantity):
     """
 
     name: ClassVar[str] = "loss_line"
-    reach: float = 1.0
-    points: int = 21
-    normalization: str = "filter"
-    draw: int = 0
-
-    def __post_init__(self) -> None:
-        _check_grid(self.reach, self.points, self.normalization, self.draw)
 
     @torch.no_grad()
     def take(self, f: Surface) -> Found:
@@ -60,7 +74,7 @@ class LossLine(AbstractQuantity):
 
 
 @dataclass(frozen=True)
-class LossPlane(AbstractQuantity):
+class LossPlane(AbstractLandscape):
     """The loss on a square grid along two random directions.
 
     Cost: ``points^2`` forward passes.
@@ -74,13 +88,7 @@ class LossPlane(AbstractQuantity):
     """
 
     name: ClassVar[str] = "loss_plane"
-    reach: float = 1.0
     points: int = 15
-    normalization: str = "filter"
-    draw: int = 0
-
-    def __post_init__(self) -> None:
-        _check_grid(self.reach, self.points, self.normalization, self.draw)
 
     @torch.no_grad()
     def take(self, f: Surface) -> Found:
@@ -189,12 +197,3 @@ def _state(model: nn.Module, checkpoint: str) -> Mapping[str, Any]:
 
 def _axis(reach: float, points: int) -> list[float]:
     return [reach * (2 * i / (points - 1) - 1) for i in range(points)]
-
-
-def _check_grid(reach: float, points: int, normalization: str, draw: int) -> None:
-    whole(0, "draw", draw)
-    above(0, "reach", reach, example="1.0")
-    whole(3, "points", points)
-    if points % 2 == 0:
-        raise ValueError(f"points must be odd, got {points}: the weights are in the middle. Pass e.g. points={points + 1}.")
-    one_of(NORMALIZATIONS, "normalization", normalization)

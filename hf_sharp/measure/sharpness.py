@@ -15,7 +15,26 @@ from hf_sharp.methods.checks import above, whole
 
 
 @dataclass(frozen=True)
-class Sharpness(AbstractQuantity):
+class AbstractInRegion(AbstractQuantity):
+    """A quantity over the points of a `Region`, whose settings it has."""
+
+    rho: float = 0.05
+    p: float = 2.0
+    adaptive: bool = False
+    eta: float = 0.0
+    scale: str = "element"
+    scale_biases: bool = False
+
+    def __post_init__(self) -> None:
+        self.region()
+
+    def region(self) -> Region:
+        """Where the points are."""
+        return Region(self.rho, self.p, self.adaptive, self.eta, self.scale, self.scale_biases)
+
+
+@dataclass(frozen=True)
+class Sharpness(AbstractInRegion):
     """``max L(w + e) - L(w)`` over ``|T^-1 e|_p <= rho``, as an ascent finds it.
 
     The value is the largest gap at the points that the ascent visits: a lower bound of the maximum. With one step it is
@@ -34,27 +53,17 @@ class Sharpness(AbstractQuantity):
     """
 
     name: ClassVar[str] = "sharpness"
-    rho: float = 0.05
-    p: float = 2.0
-    adaptive: bool = False
-    eta: float = 0.0
-    scale: str = "element"
-    scale_biases: bool = False
     steps: int = 1
     step: float | None = None
     m: int | None = None
 
     def __post_init__(self) -> None:
-        self.region()
+        super().__post_init__()
         whole(1, "steps", self.steps)
         if self.step is not None:
             above(0, "step", self.step, example="0.1")
         if self.m is not None:
             whole(1, "m", self.m)
-
-    def region(self) -> Region:
-        """Where the maximum is taken."""
-        return Region(self.rho, self.p, self.adaptive, self.eta, self.scale, self.scale_biases)
 
     def check(self, f: Surface) -> None:
         if self.m is not None:
@@ -73,7 +82,7 @@ class Sharpness(AbstractQuantity):
 
 
 @dataclass(frozen=True)
-class AverageSharpness(AbstractQuantity):
+class AverageSharpness(AbstractInRegion):
     """``E L(w + e) - L(w)`` over e drawn evenly from the surface of the region, for p = infinity from its inside.
 
     At a quadratic with T = 1 and p = 2 it is ``rho^2 Tr(H) / 2n`` for n weights.
@@ -86,21 +95,11 @@ class AverageSharpness(AbstractQuantity):
     """
 
     name: ClassVar[str] = "average_sharpness"
-    rho: float = 0.05
-    p: float = 2.0
-    adaptive: bool = False
-    eta: float = 0.0
-    scale: str = "element"
-    scale_biases: bool = False
     draws: int = 20
 
     def __post_init__(self) -> None:
-        self.region()
+        super().__post_init__()
         whole(2, "draws", self.draws)
-
-    def region(self) -> Region:
-        """Where the mean is taken."""
-        return Region(self.rho, self.p, self.adaptive, self.eta, self.scale, self.scale_biases)
 
     def take(self, f: Surface) -> Found:
         with torch.no_grad():
