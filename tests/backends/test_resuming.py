@@ -14,7 +14,7 @@ from tests.problems import Perceptron
 from tests.reference import Problem, flat, sam
 from tests.workers.trainers import Loadable, samples
 
-KINDS = ["ddp", "fsdp2", "zero3", *(pytest.param(kind, marks=SLOW) for kind in ("zero1", "zero2"))]
+KINDS = ["ddp", "fsdp2", "zero3", *(pytest.param(kind, marks=SLOW) for kind in ("hsdp", "zero0", "zero1", "zero2"))]
 
 
 def went_on(core: Perceptron) -> torch.Tensor:
@@ -28,8 +28,9 @@ def went_on(core: Perceptron) -> torch.Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
     """Weights, optimizer state, random streams and the vectors that the method keeps, on each rank."""
-    launch("resuming", kind, tmp_path)
-    for rank in range(2):
+    ranks = 4 if kind == "hsdp" else 2
+    launch("resuming", kind, tmp_path, ranks=ranks)
+    for rank in range(ranks):
         found = torch.load(tmp_path / f"found-{rank}.pt", weights_only=True)
         assert found["memory"] == 1
         assert found["optimizer"] >= 6
@@ -51,5 +52,5 @@ def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
     )
     SharpnessAwareTrainer(model, args, train_dataset=samples("alone", 16), method=SAM()).train()
     assert float((flat(model) - wanted).abs().max()) <= 1e-12
-    if kind == "fsdp2":
+    if kind in ("fsdp2", "hsdp"):
         assert float((found["went_on"] - wanted).abs().max()) <= 1e-12

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.workers.resuming KIND FOLDER
 
-KIND is ddp, zero1, zero2 or zero3 (through the Trainer), or fsdp2 (in a bare loop: the Trainer writes no optimizer state
-for models that were sharded while loading).
+KIND is ddp or zero0 to zero3 (through the Trainer), or fsdp2 or hsdp, on four ranks (in a bare loop: the Trainer writes no
+optimizer state for models that were sharded while loading).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD
@@ -28,7 +29,7 @@ from tests.models import collated, differences, reseed, streams
 from tests.problems import Perceptron, batch_for, generic
 from tests.workers.engines import full_weights
 from tests.workers.train_and_die import Averaging
-from tests.workers.trainers import RANK, RANKS, Loadable, SmallConfig, samples, train, trainer_for
+from tests.workers.trainers import RANK, Loadable, SmallConfig, samples, train, trainer_for
 
 STEPS, CUT = 10, 4
 
@@ -36,8 +37,9 @@ STEPS, CUT = 10, 4
 def optimizer_state(kind: str, trainer: SharpnessAwareTrainer) -> list[Tensor]:
     """The tensors of this rank's optimizer state."""
     inner: Any = trainer.model_wrapped.optimizer if kind.startswith("zero") else trainer.optimizer
-    state = inner.optimizer.state if kind.startswith("zero") else inner.state
-    return [x.detach().clone() for entry in state.values() for x in entry.values() if isinstance(x, Tensor)]
+    if kind in ("zero1", "zero2", "zero3"):
+        inner = inner.optimizer
+    return [x.detach().clone() for entry in inner.state.values() for x in entry.values() if isinstance(x, Tensor)]
 
 
 def end(kind: str, trainer: SharpnessAwareTrainer) -> dict[str, Any]:
@@ -88,25 +90,28 @@ def go_on(model: Any) -> Tensor:
     model.dropout.p = 0.0
     optimizer = SGD(model.parameters(), lr=0.1)
     sharp = SharpStep(model, optimizer, SAM())
-    rows = samples("fsdp2", 2 * 4 * RANKS)
-    for first in range(4 * RANK, len(rows), 4 * RANKS):
-        sharp(lambda b: model(**b)["loss"], collated(rows[first : first + 4]))
+    rows, each = samples("fsdp2", 16), 8 // dist.get_world_size()
+    for first in range(each * RANK, len(rows), 8):
+        sharp(lambda b: model(**b)["loss"], collated(rows[first : first + each]))
         optimizer.step()
         optimizer.zero_grad()
     return whole(model)
 
 
-def in_a_bare_loop(folder: Path) -> dict[str, Any]:
+def in_a_bare_loop(kind: str, folder: Path) -> dict[str, Any]:
     """The same for fully_shard, with PyTorch's distributed checkpoints; and how it goes on."""
     dist.init_process_group("gloo")
+    names = ("replicate", "shard") if kind == "hsdp" else ("shard",)
+    mesh = init_device_mesh("cpu", (2,) * len(names), mesh_dim_names=names)
+    assert mesh.size() == dist.get_world_size()
 
     def start(seed: int) -> tuple[Any, SGD, SharpStep]:
         model: Any = Loadable(SmallConfig(dropout=0.2))
         generic(model.core)
-        fully_shard(model.core.inner)
-        fully_shard(model)
+        fully_shard(model.core.inner, mesh=mesh)
+        fully_shard(model, mesh=mesh)
         assert all(isinstance(module, FSDPModule) for module in (model, model.core.inner))
-        assert all(isinstance(p, DTensor) and p.device_mesh.size() == RANKS for p in model.parameters())
+        assert all(isinstance(p, DTensor) and p.device_mesh == mesh for p in model.parameters())
         optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
         reseed(seed + RANK)
         return model, optimizer, SharpStep(model, optimizer, Averaging(), steps=STEPS)
@@ -148,7 +153,7 @@ def in_a_bare_loop(folder: Path) -> dict[str, Any]:
 def main() -> None:
     """Run the kind and write what this rank found."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
-    found = in_a_bare_loop(folder) if kind == "fsdp2" else through_the_trainer(kind, folder)
+    found = in_a_bare_loop(kind, folder) if kind in ("fsdp2", "hsdp") else through_the_trainer(kind, folder)
     torch.save(found, folder / f"found-{RANK}.pt")
 
 
