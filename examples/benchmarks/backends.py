@@ -11,8 +11,8 @@ alternates.
              step's
     vectors  collectives of that step that carry more than a few numbers, sharp / plain
     numbers  those that carry one or a few: losses, norms, products, overflow flags
-    extra    (peak - the plain step's peak) / bytes of what a rank holds of the weights: all of them under DDP, 1 / n of
-             them where they or the optimizer's copies are sharded. The peak is the largest number of bytes in live tensors
+    extra    (peak - the plain step's peak) / bytes of what a rank holds of the weights: all of them under DDP and ZeRO-0, 1 / n
+             of them where they or the optimizer's copies are sharded. The peak is the largest number of bytes in live tensors
              at any moment of three steps, on the rank where it is largest, temporaries inside of kernels included
 
 ddp-device is DDP with ``perturb_over="device"``. What is judged:
@@ -48,7 +48,8 @@ from collectives import Call, numbers, sent, vectors
 from machine import VERDICT, installed, machine
 from ranks import KINDS, Facts, Task, serve
 
-SHARDED = ("fsdp2", "zero3")
+WHOLE, SHARDED = ("ddp", "ddp-device", "zero0"), ("fsdp2", "zero3")
+"""Where each rank holds all weights and takes norms by itself, and where it holds a shard of everything."""
 CONTEXT = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 
 
@@ -153,11 +154,11 @@ def row(sharp: Group, plain: Group, times: Sequence[float]) -> dict[str, Any]:
     kind, method, ranks = sharp.task.kind, sharp.task.method, len(sharp.ends)
     assert method is not None
     formula, weights = FORMULAS[method], plain.facts[0].weights
-    held = weights if kind.startswith("ddp") else weights / ranks
+    held = weights if kind in WHOLE else weights / ranks
     extra = (sharp.peak - plain.peak) / held
     sends = {name: sent(vectors(calls), ranks) for name, calls in (("sharp", sharp.calls), ("plain", plain.calls))}
     singles = len(numbers(sharp.calls)), len(numbers(plain.calls))
-    allowed = {"ddp": formula.passes, "ddp-device": 0}.get(kind, formula.passes + formula.numbers)
+    allowed = 0 if kind == "ddp-device" else formula.passes + (0 if kind in WHOLE else formula.numbers)
     return {
         "kind": kind,
         "method": method,
@@ -208,7 +209,7 @@ def parse() -> argparse.Namespace:
     if options.ranks < 2:
         parser.error(f"--ranks must be at least 2, got {options.ranks}. One process sends nothing; memory.py measures it.")
     if installed("deepspeed") is None and any(kind.startswith("zero") for kind in options.kinds):
-        parser.error("--kinds zero1, zero2 and zero3 need DeepSpeed, got none. Run pip install 'hf_sharp[deepspeed]'.")
+        parser.error("--kinds zero0 to zero3 need DeepSpeed, got none. Run pip install 'hf_sharp[deepspeed]'.")
     return options
 
 

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hf_sharp import SharpStep
 
-KINDS = ("ddp", "ddp-device", "fsdp2", "zero1", "zero2", "zero3")
+KINDS = ("ddp", "ddp-device", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 BATCH = 4
 
 
