@@ -127,19 +127,19 @@ class Oracle(AbstractOracle):
     def hessian_vector(self, v: Vector, shift: Vector | None = None) -> Vector:
         if not self.backend.whole:
             raise ValueError("Exact Hessian products need all weights on each device, got shards. Use gradient differences.")
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = self.backend.parameters
         vectors = self.backend.gather(v)  # true sizes: a loss scale left in them would overflow in the second backward
         products: Parts = [None] * len(parameters)
 
         def twice(loss: Tensor) -> None:
-            gradient = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            gradient = torch.autograd.grad(loss * self.loss_scale, parameters, create_graph=True, allow_unused=True)
             pairs = [(g, x) for g, x in zip(gradient, vectors, strict=True) if g is not None and x is not None]
             dots = [(g * x).sum() for g, x in pairs if g.requires_grad]
             if dots:  # not by backward(), whose hooks would reduce
                 second = torch.autograd.grad(torch.stack(dots).sum(), parameters, allow_unused=True)
                 products[:] = [
-                    more if part is None else part if more is None else part + more
-                    for part, more in zip(products, second, strict=True)
+                    part if more is None else _summed(part, more, like=x)
+                    for part, more, x in zip(products, second, vectors, strict=True)
                 ]
 
         # The fused attention kernels have no second derivative.
@@ -147,7 +147,7 @@ class Oracle(AbstractOracle):
             self._replay(twice, lambda last: self.backend.differentiation())
             self.telemetry.passes += 1
             parts = products if self.local else self.backend.scatter(products)
-            return Vector(self.backend.space, parts) / self.share
+            return Vector(self.backend.space, parts, 1.0 / self.loss_scale) / self.share
 
     @property
     def weights(self) -> Vector:
@@ -248,3 +248,9 @@ def _stable_seed(*key: object) -> int:
     """A seed that depends on the key alone: not on the process, the platform or the version of Python."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _summed(part: Tensor | None, more: Tensor, like: Tensor | None) -> Tensor:
+    """A gradient added to a tensor of our own, in the precision of the vector: autograd's may be one number, expanded."""
+    dtype = more.dtype if like is None else like.dtype
+    return more.to(dtype, copy=True) if part is None else part.add_(more)

@@ -11,9 +11,9 @@ alternates.
              step's
     vectors  collectives of that step that carry more than a few numbers, sharp / plain
     numbers  those that carry one or a few: losses, norms, products, overflow flags
-    extra    (peak - the plain step's peak) / bytes of what a rank holds of the weights: all of them under DDP and ZeRO-0, 1 / n
-             of them where they or the optimizer's copies are sharded. The peak is the largest number of bytes in live tensors
-             at any moment of three steps, on the rank where it is largest, temporaries inside of kernels included
+    extra    (peak - the plain step's peak) / bytes of what a rank holds of the weights: all of them under DDP and ZeRO-0,
+             1 / n of them where they or the optimizer's copies are sharded. The peak is the largest number of bytes in live
+             tensors at any moment of three steps, on the rank where it is largest, temporaries inside of kernels included
 
 ddp-device is DDP with ``perturb_over="device"``. What is judged:
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from hf_sharp.arithmetic import Scalar
@@ -22,10 +22,12 @@ class AbstractBackend(ABC):
     Attributes:
         space: which pieces this rank holds.
         whole: whether each rank has all weights, so that it can do a pass of its own.
+        parameters: the trainable ones of the model, where each rank has all weights.
     """
 
     space: Space
     whole: bool = True
+    parameters: list[nn.Parameter]
 
     @abstractmethod
     def refresh(self) -> None:
@@ -85,7 +87,7 @@ class AbstractBackend(ABC):
         """
 
     def gather(self, v: Vector) -> Parts:
-        """``v`` whole, a tensor per trainable parameter. Asked only of backends whose ranks have all weights."""
+        """``v`` whole, a tensor for each of ``parameters``. Asked only of backends whose ranks have all weights."""
         return list(v.tensors())
 
     def scatter(self, whole: Parts) -> Parts:

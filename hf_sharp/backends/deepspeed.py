@@ -63,6 +63,7 @@ class DeepSpeed(AbstractBackend):
         self._group = engine.data_parallel_group
         self._store = store_of(engine, local=local)
         by_name = trainable(engine.module)
+        self.parameters = list(by_name.values())
         whole = {id(by_name[piece.name]): piece for piece in self._everything}
         pieces = [
             replace(whole[id(fragment.parameter)], start=fragment.start, stop=fragment.stop)
@@ -154,10 +155,10 @@ class DeepSpeed(AbstractBackend):
         ]
 
     def _flat(self) -> tuple[Tensor, dict[int, Tensor]]:
-        """Zeros for the whole trainable weights in one piece, and the place of each parameter in it."""
-        parameters = [p for p in self._engine.module.parameters() if p.requires_grad]
-        flat = torch.zeros(sum(p.numel() for p in parameters), dtype=self.space.like[0].dtype, device=self.space.device)
-        places = zip(parameters, flat.split([p.numel() for p in parameters]), strict=True)
+        """Zeros for the whole trainable weights in one piece, as precise as the masters, and each parameter's place."""
+        sizes = [p.numel() for p in self.parameters]
+        flat = torch.zeros(sum(sizes), dtype=torch.float32, device=self.space.device)
+        places = zip(self.parameters, flat.split(sizes), strict=True)
         return flat, {id(p): place.view(p.shape) for p, place in places}
 
     def unit_norms(self, v: Vector) -> list[Tensor]:

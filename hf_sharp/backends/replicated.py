@@ -46,11 +46,11 @@ class Replicated(AbstractBackend):
         self._each = sync_each_batch or (self._ddp is not None and self._ddp.static_graph)
         self._model = model if self._ddp is None else self._ddp.module
         self._perturb = perturb
-        self._parameters: list[nn.Parameter] = []
+        self.parameters: list[nn.Parameter] = []
         self._look()
 
     def refresh(self) -> None:
-        if not same(trainable(self._model).values(), self._parameters):
+        if not same(trainable(self._model).values(), self.parameters):
             self._look()
         if self._local and self._ddp is not None and self._ddp.will_sync_module_buffers():
             # Once per step, as in a plain one; left to the passes, each of them would do it again.
@@ -59,11 +59,11 @@ class Replicated(AbstractBackend):
 
     def _look(self) -> None:
         pieces = describe(self._model, self._perturb)
-        self._parameters = list(trainable(self._model).values())
-        self.space = Space(pieces, self.weights(), self.total, self._parameters[0].device)
+        self.parameters = list(trainable(self._model).values())
+        self.space = Space(pieces, self.weights(), self.total, self.parameters[0].device)
 
     def weights(self) -> list[Tensor]:
-        return [p.detach() for p in self._parameters]
+        return [p.detach() for p in self.parameters]
 
     def publish(self) -> None:
         """Nothing to do: the forward reads the weights themselves, once autocast forgets its casts of the old ones."""
@@ -71,14 +71,14 @@ class Replicated(AbstractBackend):
 
     def take_gradient(self) -> Parts:
         in_bucket = self._ddp is not None and self._ddp.gradient_as_bucket_view  # the next backward writes there
-        gradient = [p.grad.clone() if in_bucket and p.grad is not None else p.grad for p in self._parameters]
-        for p in self._parameters:
+        gradient = [p.grad.clone() if in_bucket and p.grad is not None else p.grad for p in self.parameters]
+        for p in self.parameters:
             p.grad = None
         check_dense(self.space.pieces, gradient)
         return gradient
 
     def put_gradient(self, parts: Parts) -> None:
-        for p, part in zip(self._parameters, parts, strict=True):
+        for p, part in zip(self.parameters, parts, strict=True):
             p.grad = part
 
     def loss_scale(self) -> Scalar:
@@ -129,8 +129,6 @@ class Replicated(AbstractBackend):
             return
         before = self._ddp.require_backward_grad_sync
         self._ddp.require_backward_grad_sync = (last or self._each) and not local
-        if local and not self._local:  # as the other passes of a method that begin with all ranks' buffers
-            self._ddp.require_forward_param_sync = self._ddp.require_forward_param_sync or last
         try:
             with nullcontext() if self._ddp.require_backward_grad_sync else _reducing_nothing(self._ddp):
                 yield

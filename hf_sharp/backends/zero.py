@@ -240,7 +240,7 @@ class _FlatWithWholeGradients(AbstractStore):
         # the engine clips by the norm of the whole gradient, which it expects on each rank
         for i, flat in enumerate(optimizer.fp32_groups_gradients_flat):
             mine = optimizer.fp32_groups_gradient_flat_partition[i].clone()
-            dist.all_gather(list(flat.split(mine.numel())), mine, group=optimizer.real_dp_process_group[i])
+            dist.all_gather_into_tensor(flat, mine, group=optimizer.real_dp_process_group[i])
 
 
 class _Gathered(AbstractStore):

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 from multiprocessing import connection, forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -42,16 +43,17 @@ def launch(worker: str, *arguments: str | Path, ranks: int = 2, timeout: float =
         try:
             for process in processes:
                 process.start()
-            running = processes
-            while running and not any(process.exitcode for process in processes):
-                assert connection.wait([process.sentinel for process in running], timeout), f"{words} takes too long"
+            end, running = time.monotonic() + timeout, processes
+            while running and not any(process.exitcode for process in processes) and time.monotonic() < end:
+                connection.wait([process.sentinel for process in running], end - time.monotonic())
                 running = [process for process in running if process.is_alive()]
         finally:
             for process in processes:  # where one fails, the others wait for it in vain
-                process.kill()
-        assert not any(process.exitcode for process in processes), "".join(
-            file.read_text()[-8000:] for file in sorted(Path(said).iterdir())
-        )
+                if process.pid is not None:
+                    process.kill()
+        texts = "".join(file.read_text()[-8000:] for file in sorted(Path(said).iterdir()))
+        assert not any(process.exitcode for process in processes), texts
+        assert not running, f"{words} takes more than {timeout} s\n{texts}"
 
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.backends.launches import EXACT, SLOW, launch
+from tests.backends.launches import EXACT, ROOT, SLOW, launch
 from tests.backends.textbook import TWINS, trained
 from tests.workers.loops import STEPS, localities, methods, micro_batches, union
 
@@ -45,6 +48,19 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
         rounding = {name: 10 * float((w - alone[name]).abs().max()) for name, w in single.items()}
         bounds = {name: max(1e-6, rounding.get(name, 0.0)) for name in gaps}
     assert {name: gap for name, gap in gaps.items() if not gap <= bounds[name]} == {}
+
+
+@SLOW
+@pytest.mark.parametrize("kind", EXACT)
+def test_ranks_with_interpreters_of_their_own(kind: str, found: Any, tmp_path: Path) -> None:
+    """Under torchrun, where sets are in another order on each rank; the forked ranks of the other tests share it."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    worker = ["tests.workers.loops", kind, str(tmp_path / kind), "gsam", "rsam"]
+    done = subprocess.run([*launcher, *worker], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-8000:]
+    weights = torch.load(tmp_path / kind, weights_only=True)["weights"]
+    assert len(weights) == 4
+    assert all(float((w - found("alone")["weights"][name]).abs().max()) <= 1e-12 for name, w in weights.items())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "fsdp2" and "zero3" not in str(kind)])

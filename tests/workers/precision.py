@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_sharp import SAM, SharpStep
+from hf_sharp import GAM, SAM, SharpStep
 from tests.problems import Perceptron, generic
-from tests.reference import Problem, error, sam
+from tests.reference import Problem, error, gam, sam
 from tests.workers.engines import engine
 from tests.workers.loops import RANKS, piece, union
 
@@ -152,7 +152,14 @@ def main() -> None:
             scale = float(wrapped.optimizer.loss_scale)
     model.poison, start = 1.0, flattened(sharp)
     sharp(lambda b: wrapped(**b), batch, observe=True)
-    found["errors_later"] = errors(sharp, start, (start - flattened(sharp)) / LR - MOMENTUM * direction)
+    later = (start - flattened(sharp)) / LR - MOMENTUM * direction
+    found["errors_later"] = errors(sharp, start, later)
+    if not kind.startswith("zero3"):
+        start, exact = flattened(sharp), GAM(rho=0.2, alpha=0.5, hvp="exact")
+        SharpStep(wrapped, optimizer, exact, accelerator=accelerator)(lambda b: wrapped(**b), batch)
+        got = (start - flattened(sharp)) / LR - MOMENTUM * (later + MOMENTUM * direction)
+        truth = Problem(Perceptron(), union([piece(0, 0, rank) for rank in range(RANKS)]))
+        found["exact"] = error(got, gam(truth, start, 0.2, 0.5))
     torch.save(found, f"{file}-{dist.get_rank()}")
 
 
