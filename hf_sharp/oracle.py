@@ -22,6 +22,10 @@ from hf_sharp.replay import Buffers, KeptInputs, Streams
 from hf_sharp.telemetry import Telemetry
 from hf_sharp.vector import Parts, Piece, Vector
 
+_ROOM = 2.0**8
+"""The most that a loss is scaled for two backwards: the second one multiplies with what the first one made, and overflows
+in float16 where a usual scale would only help the first."""
+
 Backward: TypeAlias = Callable[[Tensor], None]
 Run: TypeAlias = Callable[[Any, Backward | None], Tensor]
 """Forward and backward of one micro-batch: takes the inputs and a stand-in for the backward (None: the usual one), leaves
@@ -130,9 +134,10 @@ class Oracle(AbstractOracle):
         parameters = self.backend.parameters
         vectors = self.backend.gather(v)  # true sizes: a loss scale left in them would overflow in the second backward
         products: Parts = [None] * len(parameters)
+        scale = self.loss_scale.clamp(max=_ROOM) if isinstance(self.loss_scale, Tensor) else self.loss_scale
 
         def twice(loss: Tensor) -> None:
-            gradient = torch.autograd.grad(loss * self.loss_scale, parameters, create_graph=True, allow_unused=True)
+            gradient = torch.autograd.grad(loss * scale, parameters, create_graph=True, allow_unused=True)
             pairs = [(g, x) for g, x in zip(gradient, vectors, strict=True) if g is not None and x is not None]
             dots = [(g * x).sum() for g, x in pairs if g.requires_grad]
             if dots:  # not by backward(), whose hooks would reduce
@@ -147,7 +152,7 @@ class Oracle(AbstractOracle):
             self._replay(twice, lambda last: self.backend.differentiation())
             self.telemetry.passes += 1
             parts = products if self.local else self.backend.scatter(products)
-            return Vector(self.backend.space, parts, 1.0 / self.loss_scale) / self.share
+            return Vector(self.backend.space, parts, 1.0 / scale) / self.share
 
     @property
     def weights(self) -> Vector:
