@@ -69,3 +69,25 @@ def test_the_first_answer_is_there_while_it_is_held() -> None:
 )
 def test_no_method_asks_twice(method: AbstractMethod, expected: int) -> None:
     assert passes(method)[0] == expected
+
+
+@dataclass(frozen=True)
+class Product(AbstractMethod):
+    """The exact Hessian times ones."""
+
+    def direction(self, f: AbstractOracle) -> Vector:
+        return f.hessian_vector(Vector(f.weights.space, [torch.ones_like(w) for w in f.weights.tensors()]))
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_products_can_be_written_into(micro_batches: int) -> None:
+    """Autograd hands out one number, expanded, where a weight enters through its sum only; DDP averages in place."""
+    model = torch.nn.Linear(3, 1, bias=False)
+    sharp = SharpStep(model, torch.optim.SGD(model.parameters(), 0.1), Product())
+    seen: list[torch.Tensor] = []
+    scatter = sharp._backend.scatter
+    sharp._backend.scatter = lambda parts: (seen.extend(parts), scatter(parts))[1]  # type: ignore[method-assign]
+    for i in range(micro_batches):
+        sharp(lambda b: b * model.weight.sum() ** 2, torch.tensor(1.0), last=i == micro_batches - 1)
+    assert [x.is_contiguous() for x in seen] == [True]
+    assert torch.equal(model.weight.grad, torch.full((1, 3), 6.0 * micro_batches))

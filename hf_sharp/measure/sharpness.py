@@ -15,26 +15,7 @@ from hf_sharp.methods.checks import above, whole
 
 
 @dataclass(frozen=True)
-class AbstractInRegion(AbstractQuantity):
-    """A quantity over the points of a `Region`, whose settings it has."""
-
-    rho: float = 0.05
-    p: float = 2.0
-    adaptive: bool = False
-    eta: float = 0.0
-    scale: str = "element"
-    scale_biases: bool = False
-
-    def __post_init__(self) -> None:
-        self.region()
-
-    def region(self) -> Region:
-        """Where the points are."""
-        return Region(self.rho, self.p, self.adaptive, self.eta, self.scale, self.scale_biases)
-
-
-@dataclass(frozen=True)
-class Sharpness(AbstractInRegion):
+class Sharpness(Region, AbstractQuantity):
     """``max L(w + e) - L(w)`` over ``|T^-1 e|_p <= rho``, as an ascent finds it.
 
     The value is the largest gap at the points that the ascent visits: a lower bound of the maximum. With one step it is
@@ -53,6 +34,7 @@ class Sharpness(AbstractInRegion):
     """
 
     name: ClassVar[str] = "sharpness"
+    rho: float = 0.05
     steps: int = 1
     step: float | None = None
     m: int | None = None
@@ -77,12 +59,12 @@ class Sharpness(AbstractInRegion):
 
     def _gap(self, f: Surface) -> Values:
         here = f.loss()
-        best, _ = highest(self.region().around(f).climb(self.steps, self.step))
+        best, _ = highest(self.around(f).climb(self.steps, self.step))
         return {"sharpness": best - here, "loss": here}
 
 
 @dataclass(frozen=True)
-class AverageSharpness(AbstractInRegion):
+class AverageSharpness(Region, AbstractQuantity):
     """``E L(w + e) - L(w)`` over e drawn evenly from the surface of the region, for p = infinity from its inside.
 
     At a quadratic with T = 1 and p = 2 it is ``rho^2 Tr(H) / 2n`` for n weights.
@@ -95,6 +77,7 @@ class AverageSharpness(AbstractInRegion):
     """
 
     name: ClassVar[str] = "average_sharpness"
+    rho: float = 0.05
     draws: int = 20
 
     def __post_init__(self) -> None:
@@ -103,7 +86,7 @@ class AverageSharpness(AbstractInRegion):
 
     def take(self, f: Surface) -> Found:
         with torch.no_grad():
-            here, ball = f.loss(), self.region().around(f)
+            here, ball = f.loss(), self.around(f)
             gaps = [f.loss(ball.random(draw)) - here for draw in range(self.draws)]
         value, error = mean_and_error(gaps)
         return Found({"average_sharpness": value, "loss": here}, {"average_sharpness": error}, {"gaps": gaps})

@@ -25,7 +25,9 @@ def process_group(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def steps(method: AbstractMethod | None, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[torch.Tensor]]:
+def steps(
+    method: AbstractMethod | None, monkeypatch: pytest.MonkeyPatch, perturb_over: str = "device"
+) -> tuple[list[int], list[torch.Tensor]]:
     """How often DDP broadcasts the buffers in each of two steps, and what they are after the first; None: without this
     package."""
     count, usual = 0, DistributedDataParallel._sync_buffers
@@ -38,7 +40,7 @@ def steps(method: AbstractMethod | None, monkeypatch: pytest.MonkeyPatch) -> tup
     monkeypatch.setattr(DistributedDataParallel, "_sync_buffers", counted)
     model = DistributedDataParallel(seeded(mixed))
     optimizer = SGD(model.parameters(), lr=0.1)
-    sharp = None if method is None else SharpStep(model, optimizer, method, perturb_over="device")
+    sharp = None if method is None else SharpStep(model, optimizer, method, perturb_over=perturb_over)
     data, found, buffers = rows("mixed", 2 * MICRO_BATCHES * 4), [], []
     torch.manual_seed(0)
     for step in range(2):
@@ -68,3 +70,9 @@ def test_buffers_are_broadcast_once_per_step(method: AbstractMethod, monkeypatch
     assert found == plain
     assert len(buffers) == 3
     assert all(torch.equal(x, y) for x, y in zip(buffers, expected, strict=True))
+
+
+@pytest.mark.usefixtures("process_group")
+def test_buffers_are_broadcast_once_per_exact_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in every other pass over all ranks' samples: two gradients and two products, not once more per micro-batch."""
+    assert steps(GAM(rho=0.1, hvp="exact"), monkeypatch, "batch")[0] == [4, 4]
