@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -22,7 +23,7 @@ EXACT = ("ddp", "fsdp2")
 FORKS = multiprocessing.get_context("forkserver")
 """Workers are forked from a process that has done the imports that they share: these take longer than most of them run."""
 FORKS.set_forkserver_preload(["deepspeed", "hf_sharp", "peft", "transformers.trainer"])
-SETTINGS = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+ON_CPU = {"DS_ACCELERATOR": "cpu"}
 
 
 def launch(worker: str, *arguments: str | Path, ranks: int = 2, timeout: float = 900) -> None:
@@ -38,7 +39,7 @@ def launch(worker: str, *arguments: str | Path, ranks: int = 2, timeout: float =
             FORKS.Process(target=_work, args=(words, _environment(rank, ranks, store.port), f"{said}/{rank}"))
             for rank in range(ranks)
         ]
-        with patch.dict(os.environ, SETTINGS):  # the server reads them when it is started, by the first worker
+        with patch.dict(os.environ, ON_CPU):  # the server reads it when it is started, by the first worker
             forkserver.ensure_running()
         try:
             for process in processes:
@@ -58,7 +59,7 @@ def launch(worker: str, *arguments: str | Path, ranks: int = 2, timeout: float =
 
 def _environment(rank: int, ranks: int, port: int) -> dict[str, str]:
     """The variables of one process."""
-    alone = {**os.environ, **SETTINGS}
+    alone = {**os.environ, **ON_CPU}
     if ranks == 1:
         return alone
     return alone | {
@@ -81,4 +82,5 @@ def _work(words: list[str], environment: dict[str, str], said: str) -> None:
         os.dup2(file, stream)
     sys.argv = words
     os.chdir(ROOT)
+    gc.freeze()  # ZeRO-3 collects garbage for every engine, and would go through all that was imported
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)

@@ -71,7 +71,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     @cache
     def launched(name: str) -> list[dict[str, Tensor]]:
-        env = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        env = {"CUDA_VISIBLE_DEVICES": ""}
         if name.startswith("zero"):
             env["DS_ACCELERATOR"] = "cpu"
         elif name != "cpu":

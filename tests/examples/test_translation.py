@@ -31,7 +31,7 @@ def run(script: str, *words: object, launcher: tuple[str, ...] = ()) -> subproce
 
 def start(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     """Python with these words, which must succeed."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"} | variables
+    environment = os.environ | variables
     command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=800)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-8000:]

@@ -28,7 +28,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dic
     folder = tmp_path_factory.mktemp("parallel")
     for mode, kind in (("exact", Classifier), ("difference", Classifier), ("batch", Normalised)):
         torch.save(made(kind(), seed=1).state_dict(), folder / f"{mode}.pt")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for prefix in ([*LAUNCH, "-m"], []):
         command = [sys.executable, "-m", *prefix, "tests.measure.worker", str(folder)]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
