@@ -16,7 +16,7 @@ from transformers.training_args import OptimizerNames
 
 from hf_sharp.methods import GAM, AbstractMethod, Decayed
 
-_GENERATING = ("GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer", "GKDTrainer")
+_GENERATING = ("GRPOTrainer", "RLOOTrainer")
 _STEP_IN_BACKWARD = ("Lomo", "AdaLomo", LayerWiseDummyOptimizer.__name__)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,33 +31,55 @@ def backward_through(accelerator: Accelerator, stand_in: Backward | None) -> Abs
     return replaced(accelerator, "backward", backward)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The inputs that a first pass prepared, and where that left the random streams."""
+_MAKING = {
+    "GKDTrainer": ("generate_on_policy_outputs",),
+    "OnlineDPOTrainer": ("_generate", "_generate_vllm", "_calculate_rewards_from_functions"),
+}
+"""With what Trainers of TRL generate and judge the samples of a step inside their ``training_step``."""
 
-    inputs: KeptInputs
+
+@dataclass(frozen=True)
+class Made:
+    """What a function made in a first pass, and where that left the random streams."""
+
+    result: KeptInputs
     streams: Streams
 
 
-def prepared_once(trainer: Trainer, kept: list[Prepared]) -> AbstractContextManager[None]:
-    """Let ``_prepare_inputs`` do its work in the first pass over a micro-batch, and hand the later ones what it made.
+@contextmanager
+def made_once(trainer: Trainer, kept: dict[str, Made]) -> Iterator[None]:
+    """Let the functions that make what a Trainer trains on do their work in the first pass over a micro-batch, and hand the
+    later ones what they made.
 
-    Only where a subclass has one of its own: some generate the samples there.
+    These are a ``_prepare_inputs`` of a subclass's own, and those with which Trainers of TRL generate and judge samples.
 
     Args:
-        trainer: whose method is meant.
-        kept: of this micro-batch; empty in its first pass.
+        trainer: whose functions are meant.
+        kept: of this micro-batch, by the function's name; empty in its first pass.
     """
-    usual, device = trainer._prepare_inputs, trainer.accelerator.device
-    if type(trainer)._prepare_inputs is Trainer._prepare_inputs:
-        return nullcontext()
+    with ExitStack() as stack:
+        for name in _making(type(trainer)):
+            stack.enter_context(replaced(trainer, name, _once(trainer, name, kept)))
+        yield
 
-    def prepare(inputs: Any) -> Any:
-        if kept:
-            kept[0].streams.rewind(device)
-            return kept[0].inputs.fresh()
-        made = usual(inputs)
-        kept.append(Prepared(KeptInputs(made, None), Streams.now(device)))
-        return made
 
-    return replaced(trainer, "_prepare_inputs", prepare)
+def _making(kind: type[Trainer]) -> list[str]:
+    """The names of these functions."""
+    prepares = [] if kind._prepare_inputs is Trainer._prepare_inputs else ["_prepare_inputs"]
+    parents = [parent.__name__ for parent in kind.__mro__ if parent.__module__.partition(".")[0] == "trl"]
+    return prepares + [name for parent in parents for name in _MAKING.get(parent, ())]
+
+
+def _once(trainer: Trainer, name: str, kept: dict[str, Made]) -> Callable[..., Any]:
+    """The Trainer's function of that name, which works in the first pass only."""
+    usual, device = getattr(trainer, name), trainer.accelerator.device
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        if name in kept:
+            kept[name].streams.rewind(device)
+            return kept[name].result.fresh()
+        result = usual(*args, **kwargs)
+        kept[name] = Made(KeptInputs(result, None), Streams.now(device))
+        return result
+
+    return make

@@ -24,7 +24,7 @@ from hf_sharp.notes import Notes
 from hf_sharp.oracle import Backward
 from hf_sharp.parameters import Perturb
 from hf_sharp.parsing import parse_method
-from hf_sharp.passes import Prepared, backward_through, prepared_once
+from hf_sharp.passes import Made, backward_through, made_once
 from hf_sharp.search import split
 from hf_sharp.step import PERTURB_OVER, SharpStep
 
@@ -54,8 +54,9 @@ class SharpnessAwareMixin(_Base):
     Outside ``training_step`` nothing changes: the first pass of each step is the Trainer's own, and only the value of the
     gradient that the optimizer sees is the method's. The logs gain ``sharpness/...`` entries about the step that is logged.
     What a Trainer notes down in its ``compute_loss`` (metrics, token counts) counts each sample once, not once per pass, see
-    `hf_sharp.notes.Notes`. Parameters of a loss module that the model does not have are not perturbed, and keep the gradient
-    of the first pass.
+    `hf_sharp.notes.Notes`. Samples that it makes inside a step are made in the first pass, and all train on them; with
+    R-SAM, R-GSAM and LPF that pass is at shifted weights. Parameters of a loss module that the model does not have are not
+    perturbed, and keep the gradient of the first pass.
 
     ``hyperparameter_search`` also searches the method: ``hp_space`` may return ``rho``, ``base.rho`` or ``method``, see
     `hf_sharp.search.split`.
@@ -115,13 +116,13 @@ class SharpnessAwareMixin(_Base):
         plain, notes = super().training_step, self._sharp_notes
         notes.forget()
         counters, is_first = notes.counters(), True
-        prepared: list[Prepared] = []
+        made: dict[str, Made] = {}
 
         def run(batch: Any, backward: Backward | None) -> Tensor:
             nonlocal is_first
             kept = nullcontext() if is_first else notes.replay(counters)
             is_first = False
-            with kept, prepared_once(self, prepared), backward_through(self.accelerator, backward):
+            with kept, made_once(self, made), backward_through(self.accelerator, backward):
                 return plain(model, batch, num_items_in_batch)
 
         if isinstance(self.optimizer, AcceleratedOptimizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification, Trainer
 
@@ -18,7 +20,10 @@ from hf_sharp import ASAM, GAM, SAM, AbstractMethod, Every, SharpnessAwareMixin
 from tests.models import all_methods, differences, neutral_methods, snapshot
 from tests.trainers.small import decoder, end_of, gap, sam_step, texts, tokenizer, trained_batches, usual
 
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"  # it is known that these two may change
 trl = pytest.importorskip("trl", reason="TRL is not installed")
+gkd = pytest.importorskip("trl.experimental.gkd")
+online_dpo = pytest.importorskip("trl.experimental.online_dpo")
 peft = pytest.importorskip("peft", reason="PEFT is not installed")
 
 
@@ -27,6 +32,14 @@ class SharpSFT(SharpnessAwareMixin, trl.SFTTrainer):
 
 
 class SharpDPO(SharpnessAwareMixin, trl.DPOTrainer):
+    """TRL's, sharpness-aware."""
+
+
+class SharpGKD(SharpnessAwareMixin, gkd.GKDTrainer):
+    """TRL's, sharpness-aware."""
+
+
+class SharpOnlineDPO(SharpnessAwareMixin, online_dpo.OnlineDPOTrainer):
     """TRL's, sharpness-aware."""
 
 
@@ -97,11 +110,60 @@ def _dpo_loss(model: nn.Module, given: dict[str, Any], inputs: dict[str, Tensor]
     return -nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
 
 
+def _gkd_loss(model: nn.Module, given: dict[str, Any], inputs: dict[str, Any]) -> Tensor:
+    """Agarwal et al. (2024), eq. 1, with beta = 0.5, over the tokens of the answers that were given."""
+    ids, mask, labels = inputs["generate_on_policy_outputs"]
+    here = labels[:, 1:] != -100
+    student = model(input_ids=ids, attention_mask=mask).logits[:, :-1].double().softmax(-1)[here]
+    with torch.no_grad():
+        teacher = given["teacher_model"](input_ids=ids, attention_mask=mask).logits[:, :-1].double().softmax(-1)[here]
+    middle = (student + teacher) / 2
+    divergence = sum((p * (p / middle).log()).sum() for p in (student, teacher)) / 2
+    return divergence / (inputs["labels"] != -100).sum()
+
+
+def _online_dpo_loss(model: nn.Module, given: dict[str, Any], inputs: dict[str, Any]) -> Tensor:
+    """DPO's, where of two samples per prompt the one with the larger reward is the chosen one."""
+    prompts, prompt_mask, samples, mask, _ = inputs["_generate"]
+    whole = {"input_ids": torch.cat([prompts, samples], 1), "attention_mask": torch.cat([prompt_mask, mask], 1)}
+    of = torch.cat([torch.zeros_like(prompt_mask), mask], 1).double()
+    with torch.no_grad():
+        reference = _log_probabilities(given["ref_model"], whole, of).sum(-1)
+    first, second = (_log_probabilities(model, whole, of).sum(-1) - reference).chunk(2)
+    better, worse = inputs["_calculate_rewards_from_functions"].chunk(2)
+    return -nn.functional.logsigmoid(0.1 * (first - second) * torch.where(better >= worse, 1.0, -1.0)).mean()
+
+
 def _reward_loss(model: nn.Module, given: dict[str, Any], inputs: dict[str, Tensor]) -> Tensor:
     """Bradley and Terry's."""
     out = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.double().squeeze(-1)
     chosen, rejected = out.chunk(2)
     return -nn.functional.logsigmoid(chosen - rejected).mean()
+
+
+def _gkd(dropout: float) -> Made:
+    """Prompts with answers; each step trains on the answers or on samples of its own, which the draw of a number decides."""
+    student, words = decoder(dropout), tokenizer()
+    teacher = copy.deepcopy(student).eval()
+    with torch.no_grad():
+        for p in student.parameters():
+            p.mul_(2.0)
+    rows = [{"prompt": row["prompt"], **words(row["prompt"] + row["answer"])} for row in texts(12, "prompt", "answer")]
+    return student, {"train_dataset": Dataset.from_list(rows), "teacher_model": teacher}
+
+
+def _online_dpo(dropout: float) -> Made:
+    model = decoder(dropout)
+    given = {"train_dataset": texts(12, "prompt"), "ref_model": copy.deepcopy(model).eval(), "reward_funcs": [_reward_of]}
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.05)
+    return model, given
+
+
+def _reward_of(completions: list[str], **_: Any) -> list[float]:
+    """The words' numbers, added up."""
+    return [float(sum(int(word[1:]) for word in text.split() if word.startswith("w"))) for text in completions]
 
 
 _TOKENS = ("num_tokens",)
@@ -128,7 +190,24 @@ CASES = {
         {"disable_dropout": False},
     ),
     "lora": Case(trl.SFTTrainer, SharpSFT, trl.SFTConfig, _lora, _sft_loss, ("entropy", *_TOKENS), {}),
+    "gkd": Case(
+        gkd.GKDTrainer, SharpGKD, gkd.GKDConfig, _gkd, _gkd_loss, (), {"max_new_tokens": 5, "disable_dropout": False}
+    ),
+    "online_dpo": Case(
+        online_dpo.OnlineDPOTrainer,
+        SharpOnlineDPO,
+        online_dpo.OnlineDPOConfig,
+        _online_dpo,
+        _online_dpo_loss,
+        ("objective/kl", "objective/rlhf_reward", "val/contain_eos_token", *_REWARDS[:4]),
+        {"max_new_tokens": 5, "disable_dropout": False},
+    ),
 }
+MAKING = {
+    "gkd": ("generate_on_policy_outputs",),
+    "online_dpo": ("_generate", "_calculate_rewards_from_functions"),
+}
+"""With what those make their samples that do so inside a step."""
 
 
 def _trainer(name: str, method: AbstractMethod | None, folder: Path, dropout: float = 0.1, **changed: Any) -> Any:
@@ -137,6 +216,19 @@ def _trainer(name: str, method: AbstractMethod | None, folder: Path, dropout: fl
     args = case.config(**usual(folder, **case.extra, **changed))
     given = {"args": args, "processing_class": tokenizer(), **given}
     return case.plain(model, **given) if method is None else case.sharp(model, method=method, **given)
+
+
+def _noted(trainer: Any, function: str) -> list[Any]:
+    """What the Trainer's function of this name will return, call after call."""
+    results: list[Any] = []
+    usual = getattr(trainer, function)
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        results.append(copy.deepcopy(usual(*args, **kwargs)))
+        return copy.deepcopy(results[-1])
+
+    setattr(trainer, function, noting)
+    return results
 
 
 @pytest.fixture(scope="module")
@@ -184,15 +276,17 @@ def test_tokens_count_once_whatever_the_method(
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_is_the_textbook_step(name: str, tmp_path: Path) -> None:
-    """Two SAM steps against the loss written by hand on the same model and batches, without dropout."""
+    """Two SAM steps against the loss written by hand on the same model, batches and samples, without dropout."""
     changed = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "max_steps": 2, "lr_scheduler_type": "constant"}
-    trainer = _trainer(name, SAM(rho=0.1), tmp_path, 0.0, **changed)
+    trainer = _trainer(name, SAM(rho=0.1), tmp_path, 0.0, **changed, **({"lmbda": 1.0} if name == "gkd" else {}))
+    made = {function: _noted(trainer, function) for function in MAKING.get(name, ())}
     twin, given = CASES[name].made(0.0)
     twin.double()
-    given.get("ref_model", twin).double()
+    given.get("ref_model", given.get("teacher_model", twin)).double()
     start = snapshot(trainer.model)
     batches = trained_batches(trainer)
-    assert len(batches) == 2
+    assert [len(batches), *map(len, made.values())] == [2] * (1 + len(made))  # samples once per step, not once per pass
+    batches = [{**batch, **{function: results[i] for function, results in made.items()}} for i, batch in enumerate(batches)]
     for batch in batches:
         sam_step(twin, lambda batch=batch: CASES[name].loss(twin, given, batch), rho=0.1, lr=0.1)  # type: ignore[misc]
     ends = snapshot(trainer.model)
@@ -222,20 +316,10 @@ def test_a_model_card_of_trl_names_the_method(tmp_path: Path) -> None:
     assert "| `rho` | `0.07` |" in text
 
 
-GENERATING = {
-    "GRPOTrainer": "trl",
-    "RLOOTrainer": "trl",
-    "GKDTrainer": "trl.experimental.gkd",
-    "OnlineDPOTrainer": "trl.experimental.online_dpo",
-}
-
-
-@pytest.mark.parametrize("kind", GENERATING)
-def test_trainers_that_generate_are_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["GRPOTrainer", "RLOOTrainer"])
+def test_trainers_that_prepare_samples_for_several_steps_are_refused(kind: str) -> None:
     """By name and reason, before anything is loaded; their subclasses too."""
-    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
-    plain = vars(pytest.importorskip(GENERATING[kind]))[kind] if "." in GENERATING[kind] else getattr(trl, kind)
-    sharp = type("Mine", (SharpnessAwareMixin, type("Between", (plain,), {})), {})
+    sharp = type("Mine", (SharpnessAwareMixin, type("Between", (getattr(trl, kind),), {})), {})
     with pytest.raises(ValueError, match="All passes of a step must see the same samples") as error:
         sharp("no-model", reward_funcs=[], method=SAM())
     assert str(error.value) == (
