@@ -12,20 +12,23 @@ alternates.
     vectors  collectives of that step that carry more than a few numbers, sharp / plain
     numbers  those that carry one or a few: losses, norms, products, overflow flags
     extra    (peak - the plain step's peak) / bytes of what a rank holds of the weights: all of them under DDP and ZeRO-0,
-             1 / n of them where they or the optimizer's copies are sharded. The peak is the largest number of bytes in live
-             tensors at any moment of three steps, on the rank where it is largest, temporaries inside of kernels included
+             1 / n of them where they or the optimizer's copies are sharded, 2 / n under HSDP. The peak is the largest number
+             of bytes in live tensors at any moment of three steps, on the rank where it is largest, temporaries inside of
+             kernels included
 
-ddp-device is DDP with ``perturb_over="device"``. What is judged:
+ddp-device is DDP with ``perturb_over="device"``, hsdp two replicas, each sharded over half of the ranks (four or more), and
+-offload ZeRO with the optimizer's copies on the CPU. What is judged:
 
     sent     ddp-device sends what plain DDP sends, apart from single numbers
-    numbers  the losses, norms and products of the formula, each of which travels once, however many parameters there are
-    extra    fsdp2 and zero3: the vectors that the formula keeps, plus two (the old weights and the shift), all of the size
-             of a shard. With a copy of full size anywhere it would be n more
+    numbers  the losses, norms and products of the formula, each of which travels once, however many parameters there are;
+             losses under hsdp twice, along each axis of its mesh
+    extra    fsdp2, hsdp and zero3: the vectors that the formula keeps, plus two (the old weights and the shift), all of the
+             size of a shard. With a copy of full size anywhere it would be n more
 
 DeepSpeed's buckets hold two layers, as its defaults do in a large model.
 
     python examples/benchmarks/backends.py
-    python examples/benchmarks/backends.py --kinds fsdp2 zero3 --methods sam gsam --ranks 4
+    python examples/benchmarks/backends.py --kinds fsdp2 hsdp zero3 --methods sam gsam --ranks 4
 """
 
 from __future__ import annotations
@@ -48,8 +51,9 @@ from collectives import Call, numbers, sent, vectors
 from machine import VERDICT, installed, machine
 from ranks import KINDS, Facts, Task, serve
 
-WHOLE, SHARDED = ("ddp", "ddp-device", "zero0"), ("fsdp2", "zero3")
+WHOLE, SHARDED = ("ddp", "ddp-device", "zero0"), ("fsdp2", "hsdp", "zero3", "zero3-offload")
 """Where each rank holds all weights and takes norms by itself, and where it holds a shard of everything."""
+USUAL = ("ddp", "ddp-device", "fsdp2", "zero0", "zero1", "zero2", "zero3")
 CONTEXT = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
 
 
@@ -154,18 +158,19 @@ def row(sharp: Group, plain: Group, times: Sequence[float]) -> dict[str, Any]:
     kind, method, ranks = sharp.task.kind, sharp.task.method, len(sharp.ends)
     assert method is not None
     formula, weights = FORMULAS[method], plain.facts[0].weights
-    held = weights if kind in WHOLE else weights / ranks
+    held = weights / (1 if kind in WHOLE else ranks // 2 if kind == "hsdp" else ranks)
     extra = (sharp.peak - plain.peak) / held
-    sends = {name: sent(vectors(calls), ranks) for name, calls in (("sharp", sharp.calls), ("plain", plain.calls))}
+    sends = {name: sent(vectors(calls)) for name, calls in (("sharp", sharp.calls), ("plain", plain.calls))}
     singles = len(numbers(sharp.calls)), len(numbers(plain.calls))
-    allowed = 0 if kind == "ddp-device" else formula.passes + (0 if kind in WHOLE else formula.numbers)
+    losses = formula.passes * (2 if kind == "hsdp" else 1)
+    allowed = 0 if kind == "ddp-device" else losses + (0 if kind in WHOLE else formula.numbers)
     return {
         "kind": kind,
         "method": method,
         "ratio": quartiles(times),
         "times": list(times),
-        "sent": sent(sharp.calls, ranks),
-        "plain_sent": sent(plain.calls, ranks),
+        "sent": sent(sharp.calls),
+        "plain_sent": sent(plain.calls),
         "vectors": [len(vectors(sharp.calls)), len(vectors(plain.calls))],
         "numbers": singles,
         "allowed_numbers": singles[1] + allowed,
@@ -188,7 +193,7 @@ def line(found: dict[str, Any]) -> str:
     verdict = {name: VERDICT[within] for name, within in found["within"].items()}
     allowed = "" if found["allowed_extra"] is None else f"<= {found['allowed_extra']}"
     return (
-        f"{found['kind']:10} {found['method']:15} {ratio:5.2f} [{low:.2f}, {high:.2f}] "
+        f"{found['kind']:13} {found['method']:15} {ratio:5.2f} [{low:.2f}, {high:.2f}] "
         f"{found['sent'] / 1e6:8.2f} x{more:5.2f} {verdict['sent']:6} {found['vectors'][0]:5} / {found['vectors'][1]:<5} "
         f"{found['numbers'][0]:3} / {found['numbers'][1]} {verdict['numbers']:6} "
         f"{found['extra']:6.2f} {allowed:5} {verdict['extra']}"
@@ -198,7 +203,7 @@ def line(found: dict[str, Any]) -> str:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="zero needs deepspeed")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=USUAL, help="zero needs deepspeed")
     parser.add_argument("--methods", nargs="+", choices=FORMULAS, default=["sam", "asam", "gsam", "rsam", "crsam", "gam"])
     parser.add_argument("--ranks", type=int, default=2, help="processes per loop, at least 2")
     parser.add_argument("--pairs", type=int, default=15, help="timed pairs of steps per row")
@@ -208,6 +213,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.ranks < 2:
         parser.error(f"--ranks must be at least 2, got {options.ranks}. One process sends nothing; memory.py measures it.")
+    if "hsdp" in options.kinds and (options.ranks < 4 or options.ranks % 2):
+        parser.error(f"--kinds hsdp needs an even number of --ranks, at least 4, got {options.ranks}. Try --ranks 4.")
     if installed("deepspeed") is None and any(kind.startswith("zero") for kind in options.kinds):
         parser.error("--kinds zero0 to zero3 need DeepSpeed, got none. Run pip install 'hf_sharp[deepspeed]'.")
     return options
@@ -222,7 +229,7 @@ def main() -> None:
     settings = {"ranks": options.ranks, "width": options.width, "depth": options.depth, "pairs": options.pairs}
     result: dict[str, Any] = {"machine": machine("accelerate", "deepspeed") | {"backend": "gloo"}, **settings, "rows": []}
     print(json.dumps({**result["machine"], **settings}))
-    print(f"{'kind':10} {'method':15} {'time':18} {'sent, MB':22} {'vectors':13} {'numbers':14} extra")
+    print(f"{'kind':13} {'method':15} {'time':18} {'sent, MB':22} {'vectors':13} {'numbers':14} extra")
     for kind in options.kinds:
         with group(Task(kind, None, options.width, options.depth), options.ranks) as plain:
             for method in options.methods:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.distributed_c10d import Work
+from torch.distributed.distributed_c10d import ProcessGroup, Work
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -29,8 +30,21 @@ _TURNS = {
 }
 """How often the whole tensor goes round the ring: an all-reduce is a reduce-scatter and an all-gather."""
 
-Call = tuple[str, int, int]
-"""The name of a collective, and the entries and bytes of the tensor that all ranks together have in it."""
+
+@dataclass(frozen=True)
+class Call:
+    """One collective.
+
+    Attributes:
+        name: PyTorch's.
+        ranks: how many take part.
+        entries, size: numbers and bytes of the tensor that these have in it together.
+    """
+
+    name: str
+    ranks: int
+    entries: int
+    size: int
 
 
 class Collectives(TorchDispatchMode):
@@ -48,7 +62,8 @@ class Collectives(TorchDispatchMode):
         """Run the operation, and take it down if it is a collective."""
         if _is_collective(func):
             tensors = max((_tensors(arg) for arg in args), key=_bytes)
-            self.calls.append((func._schema.name.split("::")[1], sum(x.numel() for x in tensors), _bytes(tensors)))
+            name, ranks = func._schema.name.split("::")[1], _group(func, args).size()
+            self.calls.append(Call(name, ranks, sum(x.numel() for x in tensors), _bytes(tensors)))
         return func(*args, **(kwargs or {}))
 
 
@@ -85,35 +100,41 @@ def _ended(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return out
 
 
+def _group(func: Any, args: tuple) -> ProcessGroup:
+    """The processes that take part."""
+    names = [argument.name for argument in func._schema.arguments]
+    return ProcessGroup.unbox(args[names.index("process_group")])
+
+
 def _is_collective(func: Any) -> bool:
     return func.namespace == "c10d" and "barrier" not in func._schema.name
 
 
-def sent(calls: Iterable[Call], ranks: int) -> float:
+def sent(calls: Iterable[Call]) -> float:
     """The bytes that one rank sends in these collectives by the ring algorithms, averaged over the ranks.
 
-    Of the bytes N of the whole tensor (all-gather: of the gathered one, reduce-scatter: of the one to be reduced) a rank
-    sends ``(ranks - 1) / ranks * N``, in an all-reduce twice that.
+    Of the bytes N of the whole tensor (all-gather: of the gathered one, reduce-scatter: of the one to be reduced) each of n
+    ranks sends ``(n - 1) / n * N``, in an all-reduce twice that.
 
     Raises:
         ValueError: a collective is not of these kinds.
     """
     total = 0.0
-    for name, _, size in calls:
-        if name not in _TURNS:
-            raise ValueError(f"The collectives must be {', '.join(_TURNS)}, got {name}. Say in _TURNS what it sends.")
-        total += _TURNS[name] * (ranks - 1) / ranks * size
+    for call in calls:
+        if call.name not in _TURNS:
+            raise ValueError(f"The collectives must be {', '.join(_TURNS)}, got {call.name}. Say in _TURNS what it sends.")
+        total += _TURNS[call.name] * (call.ranks - 1) / call.ranks * call.size
     return total
 
 
 def numbers(calls: Iterable[Call]) -> list[Call]:
     """The collectives that carry a few numbers: losses, norms, products, flags."""
-    return [call for call in calls if call[1] <= FEW]
+    return [call for call in calls if call.entries <= FEW]
 
 
 def vectors(calls: Iterable[Call]) -> list[Call]:
     """The others."""
-    return [call for call in calls if call[1] > FEW]
+    return [call for call in calls if call.entries > FEW]
 
 
 def _tensors(arg: Any) -> list[Tensor]:

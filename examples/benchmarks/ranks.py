@@ -18,6 +18,7 @@ from allocations import MEASURED, live_bytes
 from collectives import Aside, Call, Collectives
 from settings import method
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +27,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from hf_sharp import SharpStep
 
-KINDS = ("ddp", "ddp-device", "fsdp2", "zero0", "zero1", "zero2", "zero3")
+KINDS = (
+    *("ddp", "ddp-device", "fsdp2", "hsdp"),
+    *("zero0", "zero1", "zero2", "zero3", "zero1-offload", "zero2-offload", "zero3-offload"),
+)
 BATCH = 4
 
 
@@ -89,16 +93,20 @@ class Loop:
         self._accelerator: Accelerator | None = None
         self._model: Any = model
         if task.kind.startswith("zero"):
-            self._prepare(int(task.kind[4]), task.width)
+            self._prepare(task)
         else:
-            self._model = ddp(model) if task.kind.startswith("ddp") else fsdp2(model)
+            self._model = ddp(model) if task.kind.startswith("ddp") else fsdp2(model, task.kind)
             self._optimizer = AdamW(self._model.parameters(), lr=1e-4)
         self._sharp = None if task.method is None else self._sharp_step(task)
         torch.manual_seed(dist.get_rank())
         self._batch = torch.randn(BATCH, task.width), torch.randint(10, (BATCH,))
 
-    def _prepare(self, stage: int, width: int) -> None:
-        plugin = DeepSpeedPlugin(hf_ds_config=deepspeed_config(stage, width))
+    def _prepare(self, task: Task) -> None:
+        stage = int(task.kind[4])
+        config = deepspeed_config(stage, task.width)
+        if task.kind.endswith("-offload"):
+            config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+        plugin = DeepSpeedPlugin(hf_ds_config=config)
         self._accelerator = Accelerator(deepspeed_plugin=plugin)
         self._model, self._optimizer = self._accelerator.prepare(self._model, AdamW(self._model.parameters(), lr=1e-4))
         if self._model.zero_optimization_stage() != stage:
@@ -134,11 +142,16 @@ def ddp(model: nn.Module) -> nn.Module:
     return DistributedDataParallel(model)
 
 
-def fsdp2(model: Perceptron) -> nn.Module:
-    """The model under FSDP2, each layer gathered by itself."""
+def fsdp2(model: Perceptron, kind: str) -> nn.Module:
+    """The model under FSDP2, each layer gathered by itself; as hsdp in two replicas."""
+    ranks = dist.get_world_size()
+    if kind == "hsdp":
+        mesh = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicate", "shard"))
+    else:
+        mesh = init_device_mesh("cpu", (ranks,))
     for layer in model.layers:
-        fully_shard(layer)
-    fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
     if not all(isinstance(p, DTensor) for p in model.parameters()):
         raise RuntimeError("FSDP2 must shard every parameter, and left some whole.")
     return model

@@ -24,20 +24,22 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the script found for SAM on a kind of backend, with one run for those without DeepSpeed."""
 
     @cache
-    def run(*kinds: str) -> dict[str, dict[str, Any]]:
+    def run(*kinds: str, ranks: int = 2) -> dict[str, dict[str, Any]]:
         output = tmp_path_factory.mktemp("benchmark") / "backends.json"
         command = [sys.executable, str(SCRIPT), "--kinds", *kinds, "--methods", "sam", "--pairs", "1"]
-        command += ["--width", str(WIDTH), "--depth", str(DEPTH), "--output", str(output)]
+        command += ["--width", str(WIDTH), "--depth", str(DEPTH), "--ranks", str(ranks), "--output", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr[-8000:]
         return {row["kind"]: row for row in json.loads(output.read_text())["rows"]}
 
-    return lambda kind: run("zero3")[kind] if kind == "zero3" else run("ddp-device", "fsdp2")[kind]
+    apart = {"zero3": lambda: run("zero3"), "hsdp": lambda: run("hsdp", ranks=4)}
+    return lambda kind: apart.get(kind, lambda: run("ddp-device", "fsdp2"))()[kind]
 
 
 def carried(row: dict[str, Any], who: str, *names: str) -> int:
     """The bytes of the whole tensors in one step's collectives of these names that carry more than one number."""
-    return sum(size for name, entries, size in row["facts"][who][0]["calls"] if name in names and entries > 1)
+    calls = row["facts"][who][0]["calls"]
+    return sum(call["size"] for call in calls if call["name"] in names and call["entries"] > 1)
 
 
 def test_device_sends_what_plain_ddp_sends(rows: Any) -> None:
@@ -56,6 +58,17 @@ def test_fsdp2_gathers_and_reduces_once_per_pass(rows: Any) -> None:
         assert gathered == pytest.approx(passes * (2 * DEPTH * LAYER + HEAD), rel=1e-9)
         assert carried(row, who, "_reduce_scatter_base_") == pytest.approx(passes * WEIGHTS, rel=1e-9)
     assert row["numbers"] == [3, 0]  # the losses of two passes, and one norm of 26 parameters' gradients
+
+
+@pytest.mark.slow
+def test_hsdp_sends_within_its_groups(rows: Any) -> None:
+    """Two replicas of two shards: what goes round in each group of two ranks, and what they hold of the weights."""
+    row = rows("hsdp")
+    gathered, reduced, shared = 2 * DEPTH * LAYER + HEAD, WEIGHTS, WEIGHTS / 2
+    assert {call["ranks"] for call in row["facts"]["plain"][0]["calls"]} == {2}
+    assert row["plain_sent"] == pytest.approx((gathered + reduced) / 2 + shared, rel=1e-9)
+    assert row["held"] == WEIGHTS / 2
+    assert row["within"] == {"sent": None, "numbers": True, "extra": True}
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", pytest.param("zero3", marks=pytest.mark.slow)])
