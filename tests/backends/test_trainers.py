@@ -10,7 +10,7 @@ import torch
 
 from tests.backends.launches import EXACT, SLOW, launch
 from tests.models import neutral_methods
-from tests.workers.loops import methods
+from tests.workers.loops import methods, settings
 
 EXACT_KINDS = ["ddp", pytest.param("fsdp2", marks=SLOW)]
 KINDS = [*EXACT_KINDS, *(pytest.param(kind, marks=SLOW) for kind in ("zero0", "zero1", "zero2", "zero3"))]
@@ -34,7 +34,7 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
     """Weights of every method at accumulation 1 and 4 and clipping off and on, to the bounds of the bare loops."""
     (alone,), (single,) = found("alone"), found("alone32")
     for rank in found(kind):
-        assert len(rank["grid"]) == 4 * len(methods(kind))
+        assert len(rank["grid"]) == len(settings(kind)) * len(methods(kind))
         for name, end in rank["grid"].items():
             bound = 1e-12 if kind in EXACT else 1e-6
             if kind not in EXACT and name in single["grid"]:  # the logarithm of CR-SAM rounds more

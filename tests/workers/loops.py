@@ -53,6 +53,16 @@ def localities(kind: str) -> tuple[str, ...]:
     return ("micro_batch",) if kind == "fsdp2" or kind.startswith("zero3") else ("micro_batch", "device")
 
 
+EVERY: list[tuple[int, float | None]] = [(1, None), (1, 0.5), (4, None), (4, 0.5)]
+"""Values of accumulation and clipping."""
+FEW = [EVERY[0], EVERY[-1]]
+
+
+def settings(kind: str) -> list[tuple[int, float | None]]:
+    """Those that a kind runs: fewer where it differs from another one in where DeepSpeed keeps its masters only."""
+    return FEW if kind == "zero0" or kind.endswith("offload") else EVERY
+
+
 def in_float32(kind: str) -> bool:
     """Whether a kind trains in float32 instead of float64."""
     return kind.startswith("zero") or kind == "alone32"
@@ -165,7 +175,7 @@ def train(kind: str, method: AbstractMethod, accumulation: int, clip: float | No
 def cases(kind: str) -> dict[str, Tensor]:
     """The weights that each case ends with."""
     out, some = {}, methods(kind)
-    for name, accumulation, clip in itertools.product(some, (1, 4), (None, 0.5)):
+    for name, (accumulation, clip) in itertools.product(some, settings(kind)):
         out[f"batch {name} {accumulation} {clip}"] = train(kind, some[name], accumulation, clip, "batch")
     for name, over in itertools.product(some, localities(kind)):
         out[f"{over} {name}"] = train(kind, some[name], 2, None, over)
@@ -183,7 +193,7 @@ def few_cases(kind: str, names: list[str]) -> dict[str, Tensor]:
     """The weights of some methods after plain and after accumulated and clipped steps."""
     return {
         f"batch {name} {accumulation} {clip}": train(kind, methods(kind)[name], accumulation, clip, "batch")
-        for name, (accumulation, clip) in itertools.product(names, ((1, None), (4, 0.5)))
+        for name, (accumulation, clip) in itertools.product(names, FEW)
     }
 
 

@@ -28,7 +28,7 @@ from hf_sharp import AbstractMethod, SharpnessAwareTrainer
 from tests.models import arguments, bits, neutral_methods, reseed
 from tests.problems import Perceptron, batch_for, generic
 from tests.workers.engines import config, full_weights
-from tests.workers.loops import in_float32, methods
+from tests.workers.loops import in_float32, methods, settings
 
 RANK = int(os.environ.get("RANK", "0"))
 RANKS = 2
@@ -79,7 +79,8 @@ def model_for(kind: str, folder: Path, dropout: float) -> nn.Module:
 
 def samples(kind: str, count: int) -> list[dict[str, Tensor]]:
     """The training data of this rank. Under DeepSpeed on the CPU each rank believes to be the only one."""
-    data = [{key: x[0] for key, x in batch_for(Perceptron(), 1, seed=i).items()} for i in range(count)]
+    model = Perceptron()
+    data = [{key: x[0] for key, x in batch_for(model, 1, seed=i).items()} for i in range(count)]
     if in_float32(kind):
         data = [{k: x.float() if x.is_floating_point() else x for k, x in row.items()} for row in data]
     if not kind.startswith("zero"):
@@ -166,10 +167,10 @@ def trained(kind: str, trainer: Trainer) -> dict[str, Any]:
 
 
 def grid(kind: str, folder: Path) -> dict[str, Any]:
-    """Every method, accumulation 1 and 4, clipping off and on."""
+    """Every method, with and without accumulation and clipping."""
     return {
         f"{name} {accumulation} {clip}": trained(kind, trainer_for(kind, folder, method, accumulation, clip))
-        for (name, method), accumulation, clip in itertools.product(methods(kind).items(), (1, 4), (None, 0.5))
+        for (name, method), (accumulation, clip) in itertools.product(methods(kind).items(), settings(kind))
     }
 
 
