@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hf_sharp.arithmetic import Scalar
 from hf_sharp.backends.base import AbstractBackend
-from hf_sharp.backends.units import sharded_unit_norms
+from hf_sharp.backends.units import sharded_unit_norms, unit_norms
 from hf_sharp.backends.zero import loss_scale_of, outside, shape_of, store_of
 from hf_sharp.parameters import Perturb, describe, trainable
 from hf_sharp.vector import Parts, Space, Vector
@@ -162,7 +162,8 @@ class DeepSpeed(AbstractBackend):
         return flat, {id(p): place.view(p.shape) for p, place in places}
 
     def unit_norms(self, v: Vector) -> list[Tensor]:
-        return sharded_unit_norms(self._everything, self.space, v)
+        whole = self._store.holds_all
+        return unit_norms(self.space, v) if whole else sharded_unit_norms(self._everything, self.space, v)
 
     @contextmanager
     def evaluation(self, *, last: bool, local: bool) -> Iterator[None]:
