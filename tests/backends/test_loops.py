@@ -50,13 +50,14 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
 
 
 @SLOW
-def test_ranks_with_interpreters_of_their_own(found: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", EXACT)
+def test_ranks_with_interpreters_of_their_own(kind: str, found: Any, tmp_path: Path) -> None:
     """Under torchrun, where sets are in another order on each rank; the forked ranks of the other tests share it."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    worker = ["tests.workers.loops", "fsdp2", str(tmp_path / "found"), "gsam", "rsam"]
+    worker = ["tests.workers.loops", kind, str(tmp_path / kind), "gsam", "rsam"]
     done = subprocess.run([*launcher, *worker], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-8000:]
-    weights = torch.load(tmp_path / "found", weights_only=True)["weights"]
+    weights = torch.load(tmp_path / kind, weights_only=True)["weights"]
     assert len(weights) == 4
     assert all(float((w - found("alone")["weights"][name]).abs().max()) <= 1e-12 for name, w in weights.items())
 

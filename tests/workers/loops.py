@@ -59,7 +59,7 @@ FEW = [EVERY[0], EVERY[-1]]
 
 
 def settings(kind: str) -> list[tuple[int, float | None]]:
-    """Those that a kind runs: fewer where it differs from another one in where DeepSpeed keeps its masters only."""
+    """Those that a kind runs: two for ZeRO-0 and CPU offload, which share their steps with the other stages."""
     return FEW if kind == "zero0" or kind.endswith("offload") else EVERY
 
 
