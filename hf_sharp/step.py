@@ -174,9 +174,11 @@ class SharpStep:
         self._backend.settle()
         return loss
 
-    def start_over(self) -> None:
-        """Make good what an exception left: call it on all ranks where the loop goes on after one that met them all."""
-        self._backend.refresh()
+    def settle(self) -> None:
+        """Let the model have its own weights again where an exception left those of a pass (DeepSpeed): call it on all ranks
+        before an evaluation or a save that comes after an exception that met them all. The next step does so itself.
+        """
+        self._backend.settle()
 
     def scalars(self) -> dict[str, float]:
         """The scalars of the latest step, as ``sharpness/...``; reading them waits for the device."""

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from transformers import Seq2SeqTrainer, Trainer
-from transformers.trainer_utils import HPSearchBackend, IntervalStrategy, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, HPSearchBackend, IntervalStrategy, TrainOutput
 
 from hf_sharp.backends import check
 from hf_sharp.checkpoints import last_complete, state_file
@@ -228,9 +228,22 @@ class SharpnessAwareMixin(_Base):
             return True
         return step == 1 and args.logging_first_step
 
-    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """The Trainer's, of the model's own weights also after an exception."""
+        self._settle()
+        super().save_model(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """The Trainer's, at the model's own weights also after an exception."""
+        self._settle()
+        return super().evaluation_loop(*args, **kwargs)
+
+    def _settle(self) -> None:
         if self._sharp is not None:
-            self._sharp.start_over()
+            self._sharp.settle()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        self._settle()
         self._sharp = self._sharp_resumed_from = None  # also where auto_find_batch_size starts over
         return super()._inner_training_loop(*args, **kwargs)
 

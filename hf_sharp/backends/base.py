@@ -31,9 +31,7 @@ class AbstractBackend(ABC):
 
     @abstractmethod
     def refresh(self) -> None:
-        """Look again which parameters are trainable; called before the first micro-batch of each optimizer step, and where
-        training starts over after an exception.
-        """
+        """Look again which parameters are trainable; called before the first micro-batch of each optimizer step."""
 
     @abstractmethod
     def weights(self) -> list[Tensor]:

@@ -24,6 +24,7 @@ _REFUSED = {
     "zero_optimization.zero_quantized_weights": (False, "quantised gathers (qwZ) would round the shift away"),
     "zero_optimization.zero_quantized_gradients": (False, "quantised reductions (qgZ) would round the passes' differences"),
     "zero_optimization.zenflow": (None, "it updates weights between the passes"),
+    "zero_optimization.offload_optimizer.ratio": (1.0, "the weights would be on two devices"),
     "compile.deepcompile": (False, "it reduces gradients where they cannot be held back"),
 }
 
@@ -42,6 +43,11 @@ def check_config(accelerator: Accelerator) -> int:
         got = config.get_value(name, plain)
         if got != plain:
             raise ValueError(f"{name} must be {plain}, got {got!r}: {reason}. Leave it out of the DeepSpeed config.")
+    if str(config.get_value("optimizer.type", "")).lower() == "muon":
+        raise ValueError(
+            "The optimizer must take gradients as the backward leaves them, got Muon in the DeepSpeed config, whose update "
+            "takes their place at once. Use another one, such as AdamW."
+        )
     return int(config.get_value("zero_optimization.stage", 0))
 
 
@@ -60,7 +66,7 @@ class DeepSpeed(AbstractBackend):
         self._accelerator = accelerator
         self._engine = engine = accelerator.deepspeed_engine_wrapped.engine
         self._everything = describe(engine.module, perturb, shape_of)
-        self._group = engine.data_parallel_group
+        self._group = engine.seq_data_parallel_group  # over which ZeRO cuts
         self._store = store_of(engine, local=local)
         by_name = trainable(engine.module)
         self.parameters = list(by_name.values())
@@ -108,9 +114,8 @@ class DeepSpeed(AbstractBackend):
         self.settle()
 
     def loss_scale(self) -> Scalar:
-        if not self._engine.fp16_enabled():
-            return 1.0
-        return torch.full((), loss_scale_of(self._engine), device=self.space.scalars()[0])
+        scale = loss_scale_of(self._engine)
+        return 1.0 if scale is None else torch.full((), scale, device=self.space.scalars()[0])
 
     def total(self, x: Tensor, op: str) -> Tensor:
         if self._store.holds_all:

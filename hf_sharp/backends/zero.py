@@ -30,9 +30,17 @@ def shape_of(p: Any) -> tuple[int, ...]:
     return tuple(p.ds_shape) if is_zero_param(p) else tuple(p.shape)
 
 
-def loss_scale_of(engine: Any) -> float:
-    """What the engine multiplies a loss with: 1 without ZeRO, though the optimizer there divides by its scale."""
-    return float(engine.optimizer.loss_scale) if isinstance(engine.optimizer, ZeROOptimizer) else 1.0
+def loss_scale_of(engine: Any) -> float | None:
+    """What the engine multiplies a loss with; None where nothing is scaled. Without ZeRO that is 1 in float16, though the
+    optimizer there divides by its scale.
+    """
+    optimizer, is_zero = engine.optimizer, isinstance(engine.optimizer, ZeROOptimizer)
+    scaler = optimizer.torch_autocast_gradscaler if is_zero else engine.torch_autocast_z0_gradscaler
+    if scaler is not None:
+        return float(scaler.get_scale())
+    if not engine.fp16_enabled():
+        return None
+    return float(optimizer.loss_scale) if is_zero else 1.0
 
 
 @contextmanager
@@ -113,42 +121,77 @@ class _Whole(AbstractStore):
 
 
 class _Local(_Whole):
-    """Whole low-precision weights, and each rank's own gradient, reduced once when the step is due; ZeRO-0, -1, -2."""
+    """Whole low-precision weights, and each rank's own gradient, reduced once when the step is due; ZeRO-0, -1, -2.
+
+    Where the engine accumulates gradients in another precision, they are fetched from there and brought there again.
+    """
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine, {})
-        self._engine = engine
+        self._engine, self._optimizer = engine, engine.optimizer
+        self._staged = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
-        engine, staged = self._engine, isinstance(self._engine.optimizer, DeepSpeedZeroOptimizer)
-        engine.inside_no_sync_ctxt = True
-        if staged:
-            engine.optimizer._coalesce_grad_reduction = True
+        self._engine.inside_no_sync_ctxt = True
+        if self._staged:
+            self._optimizer._coalesce_grad_reduction = True
         try:
             yield
         finally:
-            engine.inside_no_sync_ctxt = False
-            if staged:
-                engine.optimizer._coalesce_grad_reduction = False
+            self._engine.inside_no_sync_ctxt = False
+            if self._staged:
+                self._optimizer._coalesce_grad_reduction = False
+
+    def take(self) -> Parts:
+        optimizer = self._optimizer
+        if self._staged and optimizer.use_grad_accum_attribute:
+            for p in self._parameters:
+                if p.grad_accum is not None:
+                    p.grad, p.grad_accum = p.grad_accum.to(p.dtype).view(p.shape), None
+        elif isinstance(optimizer, BF16_Optimizer):
+            for i, j, p in _places(optimizer):
+                if optimizer.fp32_groups_has_gradients[i][j]:
+                    p.grad = optimizer.fp32_groups_gradients[i][j].to(p.dtype).view(p.shape)
+            optimizer.clear_hp_grads()
+        return super().take()
 
     def reduce(self) -> None:
+        optimizer = self._optimizer
         self._engine.set_gradient_accumulation_boundary(True)
-        if isinstance(self._engine.optimizer, DeepSpeedZeroOptimizer):
+        if self._staged:
+            if optimizer.use_grad_accum_attribute:
+                optimizer.fill_grad_accum_attribute()
             with self._engine.coalesce_grad_reduction():
                 pass  # on leaving it, the engine reduces what is in the gradients
-        else:
-            self._engine.allreduce_gradients()
+            return
+        if isinstance(optimizer, BF16_Optimizer):
+            for i, j, p in _places(optimizer):
+                optimizer._update_hp_grad(p, i, j, clear_lp_grads=False)
+        self._engine.allreduce_gradients()
 
 
 class _Flat(AbstractStore):
-    """Each rank keeps a range of the flattened weights (ZeRO-1, -2), with or without CPU offload."""
+    """Each rank keeps a range of the flattened weights (ZeRO-1, -2), with or without CPU offload.
+
+    Where a weight's fragment is in that range is asked of the optimizer's own books. DeepSpeed's links from weights to
+    masters do not know of ``round_robin_gradients``.
+    """
 
     def __init__(self, optimizer: DeepSpeedZeroOptimizer) -> None:
         self._optimizer = optimizer
         self._lists: dict[int, list[Tensor]] = {}
-        self._held = [p for group in optimizer.params_in_partition for p in group if p._hp_mapping is not None]
-        self.fragments = [_flat_fragment(p) for p in self._held]
+        self._places: list[tuple[int, int]] = []
+        self.fragments = []
+        for i, held in enumerate(optimizer.params_in_partition):
+            rank = dist.get_rank(optimizer.real_dp_process_group[i])
+            for p in (p for p in held if p.numel()):
+                key = optimizer.get_param_id(p)
+                start = int(optimizer.grad_start_offset[i][rank][key])
+                place = int(optimizer.grad_partition_insertion_offset[i][rank][key])
+                stop = min(p.numel(), start + int(optimizer.partition_size[i]) - place)
+                self.fragments.append(Fragment(p, start, stop))
+                self._places.append((i, place))
 
     @contextmanager
     def held_back(self) -> Iterator[None]:
@@ -156,17 +199,24 @@ class _Flat(AbstractStore):
         yield
 
     def weights(self) -> list[Tensor]:
-        return [p._hp_mapping.hp_fragment.detach() for p in self._held]
+        return self._narrowed([flat.detach() for flat in self._optimizer.single_partition_of_fp32_groups])
+
+    def _narrowed(self, flat: list[Tensor]) -> list[Tensor]:
+        """The fragments in the ranges of all groups."""
+        places = zip(self._places, self.fragments, strict=True)
+        return [flat[i].narrow(0, place, at.stop - at.start) for (i, place), at in places]
 
     def publish(self) -> None:
         self._optimizer.update_lp_params()
 
     def take(self) -> Parts:
-        optimizer = self._optimizer
-        parts: Parts = [self._gradient(p) for p in self._held]
+        optimizer, masters = self._optimizer, self._optimizer.single_partition_of_fp32_groups
+        parts: Parts = []
+        for (i, _), slot in zip(self._places, self._slots(), strict=True):
+            parts.append(None if slot is None else slot.reshape(-1).to(masters[i].dtype, copy=optimizer.cpu_offload))
         for i, group in enumerate(optimizer.bit16_groups):
             if optimizer.cpu_offload:
-                optimizer.single_partition_of_fp32_groups[i].grad.zero_()
+                masters[i].grad.zero_()
             elif optimizer.averaged_gradients.get(i) is not None:
                 self._lists[i] = optimizer.averaged_gradients[i]
             optimizer.averaged_gradients[i] = optimizer.all_grad_tensors[i] = None
@@ -175,26 +225,31 @@ class _Flat(AbstractStore):
         optimizer.micro_step_id = -1
         return parts
 
-    def _gradient(self, p: Any) -> Tensor | None:
-        there = p._hp_mapping
-        if self._optimizer.cpu_offload:
-            self._optimizer._wait_for_offload_copies()
-            return there.get_lp_grad_fragment(p._index_in_param_group).clone()
-        if self._optimizer.averaged_gradients.get(there.param_group_index) is None:
-            return None
-        return there.get_lp_grad_fragment(p._index_in_param_group).reshape(-1).to(there.hp_fragment.dtype)
+    def _slots(self) -> Parts:
+        """Where the optimizer has the gradients of the fragments: in tensors that follow each other, or in the masters'."""
+        optimizer = self._optimizer
+        if optimizer.cpu_offload:
+            optimizer._wait_for_offload_copies()
+            return [*self._narrowed([flat.grad for flat in optimizer.single_partition_of_fp32_groups])]
+        by_place: dict[tuple[int, int], Tensor] = {}
+        for i, tensors in optimizer.averaged_gradients.items():
+            place = 0
+            for x in tensors or []:
+                by_place.setdefault((i, place), x)
+                place += x.numel()
+        return [by_place.get(place) for place in self._places]
 
     def put(self, parts: Parts) -> None:
         optimizer = self._optimizer
         if not optimizer.cpu_offload:
             optimizer.averaged_gradients.update(self._lists)
-        for p, part in zip(self._held, parts, strict=True):
-            slot = p._hp_mapping.get_lp_grad_fragment(p._index_in_param_group)
+        for at, slot, part in zip(self.fragments, self._slots(), parts, strict=True):
+            assert slot is not None
             value = torch.zeros_like(slot).reshape(-1) if part is None else part
             if slot.data_ptr() != value.data_ptr():
                 slot.copy_(value.view(slot.shape))
             if optimizer.cpu_offload:
-                optimizer.norm_for_param_grads[optimizer.get_param_id(p)] = torch.linalg.vector_norm(value)
+                optimizer.norm_for_param_grads[optimizer.get_param_id(at.parameter)] = torch.linalg.vector_norm(value)
                 optimizer.update_offload_overflow_tracker(value)
 
 
@@ -203,10 +258,12 @@ class _FlatWithWholeGradients(AbstractStore):
 
     def __init__(self, optimizer: BF16_Optimizer) -> None:
         self._optimizer = optimizer
-        self._seen: list[list[bool]] = [[False] * len(group) for group in optimizer.bf16_groups]
-        places = [(i, j, p) for i, group in enumerate(optimizer.bf16_groups) for j, p in enumerate(group)]
-        self._places = [(i, j, p) for i, j, p in places if p._hp_mapping is not None]
-        self.fragments = [_flat_fragment(p) for _, _, p in self._places]
+        self._seen = self._none()
+        self._places = [(i, j, p) for i, j, p in _places(optimizer) if p._hp_mapping is not None]
+        addresses = [p._hp_mapping.lp_fragment_address for _, _, p in self._places]
+        self.fragments = [
+            Fragment(p, at.start, at.start + at.numel) for (_, _, p), at in zip(self._places, addresses, strict=True)
+        ]
 
     def weights(self) -> list[Tensor]:
         return [p._hp_mapping.hp_fragment.detach() for _, _, p in self._places]
@@ -220,10 +277,15 @@ class _FlatWithWholeGradients(AbstractStore):
             slot.to(torch.float32, copy=True) if optimizer.fp32_groups_has_gradients[i][j] else None
             for (i, j, _), slot in zip(self._places, self._slots(), strict=True)
         ]
-        self._seen = [list(group) for group in optimizer.fp32_groups_has_gradients]
+        groups = zip(self._seen, optimizer.fp32_groups_has_gradients, strict=True)
+        self._seen = [[a or b for a, b in zip(before, now, strict=True)] for before, now in groups]
         optimizer.clear_hp_grads()
         optimizer.clear_lp_grads()
         return parts
+
+    def _none(self) -> list[list[bool]]:
+        """Of which weights there was a gradient: of none."""
+        return [[False] * len(group) for group in self._optimizer.bf16_groups]
 
     def _slots(self) -> list[Tensor]:
         places = zip(self._places, self.fragments, strict=True)
@@ -236,7 +298,7 @@ class _FlatWithWholeGradients(AbstractStore):
         optimizer = self._optimizer
         for slot, part in zip(self._slots(), parts, strict=True):
             slot.zero_() if part is None else slot.copy_(part)
-        optimizer.fp32_groups_has_gradients = self._seen
+        optimizer.fp32_groups_has_gradients, self._seen = self._seen, self._none()  # those of any pass
         # the engine clips by the norm of the whole gradient, which it expects on each rank
         for i, flat in enumerate(optimizer.fp32_groups_gradients_flat):
             mine = optimizer.fp32_groups_gradient_flat_partition[i].clone()
@@ -292,9 +354,9 @@ class _Gathered(AbstractStore):
         self._padded = []
 
 
-def _flat_fragment(p: Any) -> Fragment:
-    at = p._hp_mapping.lp_fragment_address
-    return Fragment(p, at.start, at.start + at.numel)
+def _places(optimizer: BF16_Optimizer) -> list[tuple[int, int, Any]]:
+    """Each weight with the number of its group and its own number there."""
+    return [(i, j, p) for i, group in enumerate(optimizer.bf16_groups) for j, p in enumerate(group)]
 
 
 def store_of(engine: Any, *, local: bool) -> AbstractStore:

@@ -18,7 +18,7 @@ from torch.optim import SGD
 from torch.utils.data import DataLoader
 
 from hf_sharp import SharpStep
-from tests.backends.launches import ROOT, SLOW
+from tests.backends.launches import ROOT, SLOW, launch
 from tests.problems import generic
 from tests.workers.faults import GOOD_STEPS, METHOD, SIZE, samples
 from tests.workers.trainers import Loadable, SmallConfig
@@ -73,6 +73,15 @@ def test_the_launcher_ends(kind: str, place: str, tmp_path: Path) -> None:
     assert (tmp_path / "restored-1").read_text() == "True"
     other = tmp_path / "restored-0"
     assert not other.exists() or other.read_text() == "True"
+
+
+@pytest.mark.parametrize("kind", ["zero2", *(pytest.param(kind, marks=SLOW) for kind in ("zero0", "zero1", "zero3"))])
+def test_an_interrupted_trainer_has_its_own_weights(kind: str, tmp_path: Path) -> None:
+    """All ranks are interrupted in a pass at shifted weights: what is evaluated and saved then are those of two steps."""
+    launch("interrupted", kind, tmp_path)
+    found, _ = (torch.load(tmp_path / f"found-{rank}", weights_only=True) for rank in range(2))
+    assert torch.equal(found["saved"], found["masters"])
+    assert found["evaluated"] == pytest.approx(found["loss"], rel=1e-5)
 
 
 def test_no_checkpoint_is_perturbed(tmp_path: Path) -> None:

@@ -54,6 +54,9 @@ REFUSED = {
         "quantised reductions (qgZ) would round the passes' differences",
     ),
     "zenflow": KEY.format("zero_optimization.zenflow", None, {"topk_ratio": 0.1}, "it updates weights between the passes"),
+    "ratio": KEY.format("zero_optimization.offload_optimizer.ratio", 1.0, 0.5, "the weights would be on two devices"),
+    "muon": "ValueError: The optimizer must take gradients as the backward leaves them, got Muon in the DeepSpeed config, "
+    "whose update takes their place at once. Use another one, such as AdamW.",
     "deepcompile": KEY.format("compile.deepcompile", False, True, "it reduces gradients where they cannot be held back"),
     "deepspeed 0.18.9": VERSION.format("0.18.9"),
     "deepspeed 0.20.0": VERSION.format("0.20.0"),

@@ -21,7 +21,7 @@ def went_on(core: Perceptron) -> torch.Tensor:
     """The weights after two steps of the slow twin of SAM from those of a network."""
     w = flat(core)
     for first in (0, 8):
-        w = w - 0.1 * sam(Problem(core, collated(samples("alone", 16)[first : first + 8])), w, 0.05)
+        w = w - 0.1 * sam(Problem(core, collated(samples("alone", 16, torch.float64)[first : first + 8])), w, 0.05)
     return w
 
 
@@ -50,7 +50,7 @@ def test_resumed_is_uninterrupted(kind: str, tmp_path: Path) -> None:
         max_grad_norm=0.0,
         train_sampling_strategy="sequential",
     )
-    SharpnessAwareTrainer(model, args, train_dataset=samples("alone", 16), method=SAM()).train()
+    SharpnessAwareTrainer(model, args, train_dataset=samples("alone", 16, torch.float64), method=SAM()).train()
     assert float((flat(model) - wanted).abs().max()) <= 1e-12
     if kind in ("fsdp2", "hsdp"):
         assert float((found["went_on"] - wanted).abs().max()) <= 1e-12

@@ -10,7 +10,7 @@ import torch
 
 from tests.backends.launches import EXACT, SLOW, launch
 from tests.models import neutral_methods
-from tests.workers.loops import methods, settings
+from tests.workers.loops import localities, methods, settings
 
 EXACT_KINDS = ["ddp", pytest.param("fsdp2", marks=SLOW)]
 KINDS = [*EXACT_KINDS, *(pytest.param(kind, marks=SLOW) for kind in ("zero0", "zero1", "zero2", "zero3"))]
@@ -39,8 +39,23 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
             bound = 1e-12 if kind in EXACT else 1e-6
             if kind not in EXACT and name in single["grid"]:  # the logarithm of CR-SAM rounds more
                 rounding = (single["grid"][name]["weights"] - alone["grid"][name]["weights"]).abs().max()
+                assert rounding < 1e-4
                 bound = max(bound, 10 * float(rounding))
             assert float((end["weights"] - alone["grid"][name]["weights"]).abs().max()) <= bound, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_settings_equal_one_process(kind: str, found: Any) -> None:
+    """The weights with the other values of perturb_over, which differ, and with a reduction after each micro-batch."""
+    (alone,) = found("alone")
+    wanted = {**alone["others"], "each": alone["grid"]["gsam 4 0.5"]}
+    for rank in found(kind):
+        assert rank["others"].keys() == {*localities(kind), *(["each"] if kind in EXACT else [])}
+        for name, end in rank["others"].items():
+            gap = float((end["weights"] - wanted[name]["weights"]).abs().max())
+            assert gap <= (1e-12 if kind in EXACT else 1e-6), name
+        ends = [rank["others"][name]["weights"] for name in localities(kind)]
+        assert all(float((ends[0] - end).abs().max()) > 1e-4 for end in ends[1:])
 
 
 @pytest.mark.parametrize("kind", EXACT_KINDS)
@@ -56,7 +71,7 @@ def test_logs_equal_one_process(kind: str, found: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_neutral_is_plain_on_each_rank(kind: str, found: Any) -> None:
-    """The weights' bits and the logged losses, with dropout, accumulation and clipping."""
-    settings = [*neutral_methods(), *(["sync_each_batch gsam"] if kind in EXACT else [])]
+    """The weights' bits and the logged losses, with dropout, accumulation and clipping; and under autocast to bfloat16."""
+    settings = [*neutral_methods(), *(["bf16 gsam", "sync_each_batch gsam"] if kind in EXACT else [])]
     for rank in found(kind):
         assert rank["neutral"] == dict.fromkeys(settings, True)

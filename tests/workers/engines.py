@@ -14,8 +14,10 @@ from torch.optim import SGD, Optimizer
 
 
 def config(kind: str, accumulation: int, clip: float | None, **more: Any) -> dict[str, Any]:
-    """A DeepSpeed configuration: zero0 to zero3, or with the ending _offload."""
+    """A DeepSpeed configuration: zero0 to zero3, followed by _round_robin and _offload where these are wanted."""
     zero: dict[str, Any] = {"stage": int(kind[4]), "stage3_gather_16bit_weights_on_model_save": kind[4] == "3"}
+    if "round_robin" in kind:
+        zero["round_robin_gradients"] = True
     if kind.endswith("offload"):
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     return {
@@ -44,12 +46,14 @@ def engine(
 
 
 def full_weights(wrapped: Any) -> Tensor:
-    """The whole trainable weights in float64, as the engine's optimizer keeps them."""
+    """The whole trainable weights, which are in float32, as one vector in float64."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     whole = []
     for p in (p for p in wrapped.module.parameters() if p.requires_grad):
-        master = safe_get_full_fp32_param(p) if wrapped.zero_optimization_stage() else p.detach()
+        # in float32 the masters' values are in the weights; DeepSpeed's links to masters miss with round_robin_gradients
+        master = safe_get_full_fp32_param(p) if wrapped.zero_optimization_stage() == 3 else p.detach()
         assert master is not None
+        assert master.dtype == torch.float32
         whole.append(master.detach().double().reshape(-1))
     return torch.cat(whole)

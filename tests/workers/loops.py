@@ -2,9 +2,10 @@
 
     torchrun --nproc-per-node 2 -m tests.workers.loops KIND FILE [METHOD ...]
 
-KIND is ddp, fsdp2, hsdp (on four ranks), zero0, zero1, zero2, zero3, zero1_offload, zero2_offload or zero3_offload. Without
-torchrun, as ``alone``, it computes the same cases in one process on the union of the data of UNION_OF ranks; as ``alone32``
-those of CR-SAM in float32. With names of methods it runs fewer cases, of these methods only.
+KIND is ddp, fsdp2, hsdp (on four ranks), zero0, zero1, zero2 or zero3, the last three also with _offload behind them, and
+zero1 and zero2 with _round_robin. Without torchrun, as ``alone``, it computes the same cases in one process on the union of
+the data of UNION_OF ranks; as ``alone32`` those of CR-SAM in float32. With names of methods it runs fewer cases, of these
+methods only.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ def setup(kind: str, accumulation: int, clip: float | None, **ddp: Any) -> Setup
         wrapped, optimizer, accelerator = engine(kind, model, accumulation, clip)
         assert wrapped.zero_optimization_stage() == int(kind[4])
         assert wrapped.zero_use_cpu_optimizer() == kind.endswith("offload")
+        assert wrapped.zero_round_robin_gradients() == ("round_robin" in kind)
         return Setup(kind, wrapped, optimizer, accelerator)
     if kind == "ddp":
         model = DistributedDataParallel(model, **ddp)
@@ -225,6 +227,18 @@ def collectives(method: AbstractMethod, over: str) -> dict[str, int]:
     return dict(sent)
 
 
+def averages() -> list[Tensor | None]:
+    """What the average over the ranks makes of gradients on both ranks, on the second one only, and on none, in two
+    precisions and in pieces of at most 50 bytes."""
+    model = nn.ParameterList([nn.Parameter(torch.ones(4, dtype=t)) for t in (torch.float64, torch.float32) * 3])
+    backend = Replicated(DistributedDataParallel(model, find_unused_parameters=True), local=True)
+    rank = dist.get_rank()
+    shares = [1.0 + rank, 1.0 + rank, rank or None, rank or None, None, 1.0 + rank]
+    parts = [None if x is None else torch.full_like(p, x) for x, p in zip(shares, model, strict=True)]
+    with patch("hf_sharp.backends.replicated._CHUNK_BYTES", 50):
+        return backend.average(parts)
+
+
 def main() -> None:
     """Run everything, make sure that the ranks agree, and let rank 0 write the results."""
     kind, file, *names = sys.argv[1:]
@@ -246,6 +260,7 @@ def main() -> None:
             for name, method in methods(kind).items()
             for over in ("batch", *localities(kind))
         }
+        found["averages"] = averages()
     if dist.get_rank() == 0:
         torch.save(found, file)
     dist.barrier()

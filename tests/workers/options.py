@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -61,7 +63,10 @@ class Fickle(nn.Module):
 
 def plain() -> nn.Module:
     """The model as it is: tied embeddings, SDPA attention."""
-    return llama(dropout=0.0)
+    model: Any = llama(dropout=0.0)
+    assert model.config._attn_implementation == "sdpa"
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    return model
 
 
 def checkpointed(reentrant: bool) -> nn.Module:
@@ -152,6 +157,10 @@ def train(kind: str, option: str, method: AbstractMethod) -> Tensor:
         if option == "compiled":
             model = torch.compile(model, backend="aot_eager")
     sharp = SharpStep(model, optimizer, method, accelerator=accelerator, steps=3)
+    forwards = Counter[str]()
+    if option != "compiled":  # a hook would cut the graph
+        for m in model.modules():
+            m.register_forward_hook(lambda module, *_: forwards.update([type(module).__name__]))
     for step in range(3):
         for micro in range(MICRO_BATCHES):
             last = micro == MICRO_BATCHES - 1
@@ -162,6 +171,11 @@ def train(kind: str, option: str, method: AbstractMethod) -> Tensor:
         if accelerator is None:
             optimizer.step()
             optimizer.zero_grad()
+    if option == "compiled":
+        assert counters["stats"]["unique_graphs"] > 0  # nothing else compiles here
+    else:  # with checkpointing a layer's parts run again in the backward
+        again = 1 + (option in ("checkpointing", "reentrant"))
+        assert forwards["LlamaAttention"] == 2 * again * forwards["Embedding"] > 0
     if accelerator is not None:
         return full_weights(model)
     trainable = [p for p in model.parameters() if p.requires_grad]

@@ -2,7 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.workers.precision KIND FILE
 
-KIND is a ZeRO stage and a precision: zero0_bf16, zero2_fp16 and so on; zero1_bf16_fp32 accumulates gradients in float32.
+KIND is a ZeRO stage and a precision: zero0_bf16, zero2_fp16 and so on; zero1_bf16_fp32 accumulates gradients in float32;
+zero2_autocast has DeepSpeed's own autocast to float16, with weights in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from hf_sharp import GAM, SAM, SharpStep
 from tests.problems import Perceptron, generic
@@ -20,7 +22,8 @@ from tests.reference import Problem, error, gam, sam
 from tests.workers.engines import engine
 from tests.workers.loops import RANKS, piece, union
 
-RHO = 0.05
+RHO, FAR = 0.05, 0.5
+"""Radii in masters, and in weights of low precision, where each rank has its own perturbation."""
 LR, MOMENTUM = 0.1, 0.9
 """Those of the engines."""
 
@@ -43,11 +46,21 @@ def settings(kind: str) -> tuple[torch.dtype, dict[str, Any]]:
     """The precision of a kind, and what DeepSpeed must be told."""
     if "bf16" in kind:
         more: dict[str, Any] = {"bf16": {"enabled": True}}
-        if kind.endswith("fp32"):
-            more["data_types"] = {"grad_accum_dtype": "fp32"}
-        return torch.bfloat16, more
-    scale = {"enabled": True, "initial_scale_power": 8, "hysteresis": 1, "loss_scale_window": 1000}
-    return torch.float16, {"fp16": scale}
+        dtype = torch.bfloat16
+    elif "autocast" in kind:
+        more = {"torch_autocast": {"enabled": True, "dtype": "float16"}}
+        dtype = torch.float32
+    else:
+        more = {"fp16": {"enabled": True, "initial_scale_power": 8, "hysteresis": 1, "loss_scale_window": 1000}}
+        dtype = torch.float16
+    if kind.endswith("fp32"):
+        more["data_types"] = {"grad_accum_dtype": "fp32"}
+    return dtype, more
+
+
+def scaler_of(kind: str, wrapped: Any) -> GradScaler:
+    """The engine's own GradScaler under its autocast."""
+    return wrapped.torch_autocast_z0_gradscaler if kind[4] == "0" else wrapped.optimizer.torch_autocast_gradscaler
 
 
 def masters_of(sharp: SharpStep) -> list[Tensor]:
@@ -71,9 +84,15 @@ def flattened(sharp: SharpStep) -> Tensor:
     return torch.cat([*whole(sharp).values()])
 
 
+def truths() -> tuple[Problem, list[Problem]]:
+    """The loss on the batches of all ranks, and on that of each."""
+    pieces = [piece(0, 0, rank) for rank in range(RANKS)]
+    return Problem(Perceptron(), union(pieces)), [Problem(Perceptron(), batch) for batch in pieces]
+
+
 def errors(sharp: SharpStep, w: Tensor, direction: Tensor) -> dict[str, float]:
     """How far the direction that the optimizer saw, and the norm in the logs, are from those in float64 without a scale."""
-    truth = Problem(Perceptron(), union([piece(0, 0, rank) for rank in range(RANKS)]))
+    truth, _ = truths()
     norm = float(truth.gradient(w)[1].norm())
     logged = sharp.scalars()["sharpness/grad_norm"]
     return {"direction": error(direction, sam(truth, w, RHO)), "grad_norm": abs(logged - norm) / norm}
@@ -95,6 +114,9 @@ def main() -> None:
     assert wrapped.zero_optimization_stage() == int(kind[4])
     assert wrapped.bfloat16_enabled() == (dtype == torch.bfloat16)
     assert wrapped.fp16_enabled() == (dtype == torch.float16)
+    assert wrapped.torch_autocast_enabled() == ("autocast" in kind)
+    if "autocast" in kind:
+        scaler_of(kind, wrapped)._init_scale = 2.0**8
     sharp = SharpStep(wrapped, optimizer, SAM(rho=RHO), accelerator=accelerator)
     found: dict[str, Any] = {"store": type(sharp._backend._store).__name__}
 
@@ -121,6 +143,7 @@ def main() -> None:
         dist.all_reduce(square)
     found["shift"] = float(square.sqrt())
     found["first_at_the_weights"] = all(torch.equal(a, b) for a, b in zip(passes[0][0], before, strict=True))
+    sent = torch.float16 if kind == "zero3_autocast" else dtype  # in which ZeRO-3 gathers
     # what the forward saw of one weight, beside the masters, gathered from all ranks
     for i, (masters, seen) in enumerate(passes):
         whole = torch.zeros(seen[0].numel())
@@ -129,11 +152,16 @@ def main() -> None:
                 whole[piece_.start : piece_.stop] = master.float().reshape(-1)
         if not sharp._backend._store.holds_all:
             dist.all_reduce(whole)
-        found[f"published_{i}"] = bool(torch.equal(whole.to(dtype), seen[0].reshape(-1)))
+        found[f"published_{i}"] = bool(torch.equal(whole.to(sent), seen[0].reshape(-1).to(sent)))
     after = masters_of(sharp)
     found["stepped"] = not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
-    scale = float(wrapped.optimizer.loss_scale) if dtype == torch.float16 else 1.0
+    def loss_scale() -> float:
+        if "autocast" in kind:
+            return scaler_of(kind, wrapped).get_scale()
+        return float(wrapped.optimizer.loss_scale) if dtype == torch.float16 else 1.0
+
+    scale = loss_scale()
     for poisoned in (0, 1):
         count = 0
 
@@ -147,19 +175,27 @@ def main() -> None:
         sharp(loss_of, batch)
         found[f"masters_kept_{poisoned}"] = all(torch.equal(a, b) for a, b in zip(masters_of(sharp), bits[0], strict=True))
         found[f"copies_kept_{poisoned}"] = all(torch.equal(a, b) for a, b in zip(copies(), bits[1], strict=True))
-        if dtype == torch.float16:
-            found[f"lowered_{poisoned}"] = float(wrapped.optimizer.loss_scale) / scale
-            scale = float(wrapped.optimizer.loss_scale)
-    model.poison, start = 1.0, flattened(sharp)
-    sharp(lambda b: wrapped(**b), batch, observe=True)
-    later = (start - flattened(sharp)) / LR - MOMENTUM * direction
-    found["errors_later"] = errors(sharp, start, later)
+        found[f"lowered_{poisoned}"], scale = loss_scale() / scale, loss_scale()
+    model.poison, velocity = 1.0, direction
+
+    def stepped(step: SharpStep) -> tuple[Tensor, Tensor]:
+        """The weights before a step, and the direction that the optimizer took."""
+        nonlocal velocity
+        start, before = flattened(sharp), velocity
+        step(lambda b: wrapped(**b), batch, observe=True)
+        velocity = (start - flattened(sharp)) / LR
+        return start, velocity - MOMENTUM * before
+
+    found["errors_later"] = errors(sharp, *stepped(sharp))
     if not kind.startswith("zero3"):
-        start, exact = flattened(sharp), GAM(rho=0.2, alpha=0.5, hvp="exact")
-        SharpStep(wrapped, optimizer, exact, accelerator=accelerator)(lambda b: wrapped(**b), batch)
-        got = (start - flattened(sharp)) / LR - MOMENTUM * (later + MOMENTUM * direction)
-        truth = Problem(Perceptron(), union([piece(0, 0, rank) for rank in range(RANKS)]))
+        truth, each = truths()
+        exact = GAM(rho=0.2, alpha=0.5, hvp="exact")
+        start, got = stepped(SharpStep(wrapped, optimizer, exact, accelerator=accelerator))
         found["exact"] = error(got, gam(truth, start, 0.2, 0.5))
+        apart = SharpStep(wrapped, optimizer, SAM(rho=FAR), accelerator=accelerator, perturb_over="device")
+        start, got = stepped(apart)
+        found["device"] = error(got, sum(sam(f, start, FAR) for f in each) / RANKS)
+        found["device_from_batch"] = error(sam(truth, start, FAR), sum(sam(f, start, FAR) for f in each) / RANKS)
     torch.save(found, f"{file}-{dist.get_rank()}")
 
 

@@ -124,6 +124,8 @@ ZERO: dict[str, tuple[dict[str, Any], AbstractMethod, str]] = {
     "qwz": (config(3, {"zero_quantized_weights": True}), SAM(), "batch"),
     "qgz": (config(3, {"zero_quantized_gradients": True}), SAM(), "batch"),
     "zenflow": (config(2, {"zenflow": {"topk_ratio": 0.1}}), SAM(), "batch"),
+    "ratio": (config(3, {"offload_optimizer": {"device": "cpu", "ratio": 0.5}}), SAM(), "batch"),
+    "muon": (config(2, {}, optimizer={"type": "Muon", "params": {"lr": 0.1}}), SAM(), "batch"),
     "deepcompile": (config(3, {}, compile={"deepcompile": True}), SAM(), "batch"),
 }
 """DeepSpeed's configuration, the method, and perturb_over."""

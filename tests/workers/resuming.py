@@ -90,7 +90,7 @@ def go_on(model: Any) -> Tensor:
     model.dropout.p = 0.0
     optimizer = SGD(model.parameters(), lr=0.1)
     sharp = SharpStep(model, optimizer, SAM())
-    rows, each = samples("fsdp2", 16), 8 // dist.get_world_size()
+    rows, each = samples("fsdp2", 16, torch.float64), 8 // dist.get_world_size()
     for first in range(each * RANK, len(rows), 8):
         sharp(lambda b: model(**b)["loss"], collated(rows[first : first + each]))
         optimizer.step()

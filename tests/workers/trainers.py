@@ -28,11 +28,13 @@ from hf_sharp import AbstractMethod, SharpnessAwareTrainer
 from tests.models import arguments, bits, neutral_methods, reseed
 from tests.problems import Perceptron, batch_for, generic
 from tests.workers.engines import config, full_weights
-from tests.workers.loops import in_float32, methods, settings
+from tests.workers.loops import in_float32, localities, methods, settings
 
 RANK = int(os.environ.get("RANK", "0"))
 RANKS = 2
 STEPS = 10
+EACH = {"accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": True}}}
+"""To be copied: the Trainer writes into it."""
 
 
 class SmallConfig(PretrainedConfig):
@@ -60,9 +62,8 @@ class Loadable(PreTrainedModel):
         return self.core(self.dropout(x), labels)
 
 
-def model_for(kind: str, folder: Path, dropout: float) -> nn.Module:
+def model_for(kind: str, folder: Path, dropout: float, dtype: torch.dtype) -> nn.Module:
     """The model, loaded as this kind of training wants it."""
-    dtype = torch.float32 if in_float32(kind) else torch.float64
     if kind != "fsdp2":
         model = Loadable(SmallConfig(dropout=dropout)).to(dtype)
         generic(model.core).to(dtype)
@@ -77,12 +78,11 @@ def model_for(kind: str, folder: Path, dropout: float) -> nn.Module:
     return Loadable.from_pretrained(path, dtype=dtype, distributed_config=sharded)
 
 
-def samples(kind: str, count: int) -> list[dict[str, Tensor]]:
+def samples(kind: str, count: int, dtype: torch.dtype) -> list[dict[str, Tensor]]:
     """The training data of this rank. Under DeepSpeed on the CPU each rank believes to be the only one."""
     model = Perceptron()
     data = [{key: x[0] for key, x in batch_for(model, 1, seed=i).items()} for i in range(count)]
-    if in_float32(kind):
-        data = [{k: x.float() if x.is_floating_point() else x for k, x in row.items()} for row in data]
+    data = [{k: x.to(dtype) if x.is_floating_point() else x for k, x in row.items()} for row in data]
     if not kind.startswith("zero"):
         return data
     return [row for i, row in enumerate(data) if (i // 4) % RANKS == RANK]
@@ -95,6 +95,7 @@ def trainer_for(
     accumulation: int,
     clip: float | None,
     dropout: float = 0.0,
+    perturb_over: str = "batch",
     **changed: Any,
 ) -> Trainer:
     """A Trainer of the kind, plain where there is no method."""
@@ -103,21 +104,27 @@ def trainer_for(
     more: dict[str, Any] = {"use_cpu": True}
     if kind.startswith("zero"):
         more = {"use_cpu": False, "deepspeed": config(kind, accumulation, clip)}
-    size = 4 if kind in ("ddp", "fsdp2") or kind.startswith("zero") else 8
     args = arguments(
         folder,
-        per_device_train_batch_size=size,
         gradient_accumulation_steps=accumulation,
         max_steps=STEPS,
         max_grad_norm=clip or 0.0,
         train_sampling_strategy="sequential",
-        **{"output_dir": str(folder / f"out-{kind}-{RANK}"), "optim": "sgd", "learning_rate": 0.1, **more, **changed},
+        **{
+            "output_dir": str(folder / f"out-{kind}-{RANK}"),
+            "per_device_train_batch_size": 8 if kind.startswith("alone") else 4,
+            "optim": "sgd",
+            "learning_rate": 0.1,
+            **more,
+            **changed,
+        },
     )
-    data = samples(kind, 8 * accumulation * STEPS)
-    model = model_for(kind, folder, dropout)
+    dtype = torch.float32 if in_float32(kind) or args.bf16 else torch.float64
+    data = samples(kind, 8 * accumulation * STEPS, dtype)
+    model = model_for(kind, folder, dropout, dtype)
     if method is None:
         return Trainer(model, args, train_dataset=data)
-    return SharpnessAwareTrainer(model, args, train_dataset=data, method=method)
+    return SharpnessAwareTrainer(model, args, train_dataset=data, method=method, perturb_over=perturb_over)
 
 
 def look(kind: str, trainer: Trainer) -> None:
@@ -174,21 +181,34 @@ def grid(kind: str, folder: Path) -> dict[str, Any]:
     }
 
 
+def others(kind: str, folder: Path) -> dict[str, Any]:
+    """GSAM with the other values of perturb_over, and with gradients that are reduced after each micro-batch."""
+    method, out = methods("ddp")["gsam"], {}
+    for over in localities(kind):
+        # one process sees the micro-batches of both ranks in turns, where each has its own perturbation
+        apart = over == "device" and kind.startswith("alone")
+        accumulation, changed = (4, {"per_device_train_batch_size": 4}) if apart else (2, {})
+        out[over] = trained(kind, trainer_for(kind, folder, method, accumulation, None, perturb_over=over, **changed))
+    if not kind.startswith("zero"):
+        trainer = trainer_for(kind, folder, method, 4, 0.5, **deepcopy(EACH))
+        out["each"] = trained(kind, trainer)
+        assert trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"]
+    return out
+
+
 def neutral(kind: str, folder: Path) -> dict[str, bool]:
-    """For each neutral setting whether it leaves the plain Trainer's bits on this rank, with dropout."""
+    """For each neutral setting whether it leaves the plain Trainer's bits on this rank, with dropout; for GSAM also under
+    autocast to bfloat16, and with gradients that are reduced after each micro-batch."""
     changes: dict[str, dict[str, Any]] = {"": {}}
     if not kind.startswith("zero"):
-        each_batch = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
-        changes["sync_each_batch "] = {"accelerator_config": each_batch}
+        changes |= {"bf16 ": {"bf16": True}, "sync_each_batch ": EACH}
     out = {}
     for change, changed in changes.items():
         neutrals = {"plain": None, **neutral_methods()} if not change else {"plain": None, "gsam": neutral_methods()["gsam"]}
         ends: dict[str, tuple[bytes, list[float]]] = {}
         for name, method in neutrals.items():
             reseed(0)
-            end = trained(
-                kind, trainer_for(kind, folder, method, 2, 0.5, dropout=0.2, **deepcopy(changed))
-            )  # the Trainer writes into it
+            end = trained(kind, trainer_for(kind, folder, method, 2, 0.5, dropout=0.2, **deepcopy(changed)))
             ends[name] = bits(end["weights"]), [entry["loss"] for entry in end["logs"]]
         plain = ends.pop("plain")
         out.update({change + name: end == plain for name, end in ends.items()})
@@ -201,6 +221,8 @@ def main() -> None:
     if kind == "fsdp2":
         dist.init_process_group("gloo")
     found: dict[str, Any] = {"grid": grid(kind, folder)}
+    if kind != "alone32":
+        found["others"] = others(kind, folder)
     if not kind.startswith("alone"):
         found["neutral"] = neutral(kind, folder)
     torch.save(found, folder / f"{kind}-{RANK}.pt")
