@@ -229,12 +229,12 @@ class SharpnessAwareMixin(_Base):
         return step == 1 and args.logging_first_step
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's, of the model's own weights also after an exception."""
+        """The Trainer's, of the model's own weights also after an exception (DeepSpeed: call it on all ranks then)."""
         self._settle()
         super().save_model(*args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """The Trainer's, at the model's own weights also after an exception."""
+        """The Trainer's, at the model's own weights also after an exception (DeepSpeed: call it on all ranks then)."""
         self._settle()
         return super().evaluation_loop(*args, **kwargs)
 

@@ -91,8 +91,8 @@ class DeepSpeed(AbstractBackend):
 
     def settle(self) -> None:
         if self._stale:
-            self._stale = False
             self._store.publish()
+            self._stale = False
             torch.clear_autocast_cache()
 
     def take_gradient(self) -> Parts:

@@ -121,13 +121,15 @@ class _Whole(AbstractStore):
 
 
 class _Local(_Whole):
-    """Whole low-precision weights, and each rank's own gradient, reduced once when the step is due; ZeRO-0, -1, -2.
+    """Whole weights, and each rank's own gradient, reduced once when the step is due; ZeRO-0, -1, -2.
 
-    Where the engine accumulates gradients in another precision, they are fetched from there and brought there again.
+    Where the engine accumulates gradients in another precision, each pass's are fetched from there, and the direction is
+    brought there to be reduced. Under ZeRO-1 and -2 no rank has all masters, so the weights of the forward are shifted, and
+    directions of micro-batches are added in their precision.
     """
 
     def __init__(self, engine: Any) -> None:
-        super().__init__(engine, {})
+        super().__init__(engine, _masters(engine.optimizer))
         self._engine, self._optimizer = engine, engine.optimizer
         self._staged = isinstance(engine.optimizer, DeepSpeedZeroOptimizer)
 
@@ -168,6 +170,7 @@ class _Local(_Whole):
         if isinstance(optimizer, BF16_Optimizer):
             for i, j, p in _places(optimizer):
                 optimizer._update_hp_grad(p, i, j, clear_lp_grads=False)
+            _count_all(optimizer)
         self._engine.allreduce_gradients()
 
 
@@ -235,7 +238,7 @@ class _Flat(AbstractStore):
         for i, tensors in optimizer.averaged_gradients.items():
             place = 0
             for x in tensors or []:
-                by_place.setdefault((i, place), x)
+                by_place[i, place] = x
                 place += x.numel()
         return [by_place.get(place) for place in self._places]
 
@@ -258,7 +261,6 @@ class _FlatWithWholeGradients(AbstractStore):
 
     def __init__(self, optimizer: BF16_Optimizer) -> None:
         self._optimizer = optimizer
-        self._seen = self._none()
         self._places = [(i, j, p) for i, j, p in _places(optimizer) if p._hp_mapping is not None]
         addresses = [p._hp_mapping.lp_fragment_address for _, _, p in self._places]
         self.fragments = [
@@ -273,19 +275,10 @@ class _FlatWithWholeGradients(AbstractStore):
 
     def take(self) -> Parts:
         optimizer = self._optimizer
-        parts: Parts = [
-            slot.to(torch.float32, copy=True) if optimizer.fp32_groups_has_gradients[i][j] else None
-            for (i, j, _), slot in zip(self._places, self._slots(), strict=True)
-        ]
-        groups = zip(self._seen, optimizer.fp32_groups_has_gradients, strict=True)
-        self._seen = [[a or b for a, b in zip(before, now, strict=True)] for before, now in groups]
+        parts: Parts = [slot.to(torch.float32, copy=True) for slot in self._slots()]
         optimizer.clear_hp_grads()
         optimizer.clear_lp_grads()
         return parts
-
-    def _none(self) -> list[list[bool]]:
-        """Of which weights there was a gradient: of none."""
-        return [[False] * len(group) for group in self._optimizer.bf16_groups]
 
     def _slots(self) -> list[Tensor]:
         places = zip(self._places, self.fragments, strict=True)
@@ -298,7 +291,7 @@ class _FlatWithWholeGradients(AbstractStore):
         optimizer = self._optimizer
         for slot, part in zip(self._slots(), parts, strict=True):
             slot.zero_() if part is None else slot.copy_(part)
-        optimizer.fp32_groups_has_gradients, self._seen = self._seen, self._none()  # those of any pass
+        _count_all(optimizer)
         # the engine clips by the norm of the whole gradient, which it expects on each rank
         for i, flat in enumerate(optimizer.fp32_groups_gradients_flat):
             mine = optimizer.fp32_groups_gradient_flat_partition[i].clone()
@@ -352,6 +345,11 @@ class _Gathered(AbstractStore):
                 value.copy_(part)
             safe_set_local_grad(at.parameter, padded)
         self._padded = []
+
+
+def _count_all(optimizer: BF16_Optimizer) -> None:
+    """Let clipping count all gradients; DeepSpeed counts those that this rank had before it reduced them."""
+    optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
 
 
 def _places(optimizer: BF16_Optimizer) -> list[tuple[int, int, Any]]:

@@ -111,6 +111,10 @@ class Steps(TrainerCallback):
         self.scales.append(1.0 if scaler is None else scaler.get_scale())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        assert self.trainer is not None
+        scaler = self.trainer.accelerator.scaler
+        if scaler is not None:
+            scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**10})
         self._look(kwargs["model"])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

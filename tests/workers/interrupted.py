@@ -38,7 +38,7 @@ class Interrupt:
 
 
 def main() -> None:
-    """Train until the interruption, evaluate, save, and go on."""
+    """Train until the interruption, evaluate and save."""
     kind, folder = sys.argv[1], Path(sys.argv[2])
     trainer: Any = trainer_for(kind, folder, SAM(rho=0.5), 1, None, eval_strategy="no")
     core: Loadable = trainer.model
