@@ -13,7 +13,7 @@ from torch.optim import SGD
 from hf_sharp import SAM, SharpStep
 from tests.backends.launches import SLOW, launch
 from tests.problems import Perceptron, batch_for, generic
-from tests.workers.precision import RHO
+from tests.workers.precision import LR, RHO
 
 STORES = {
     "zero1_bf16": "_Flat",
@@ -85,6 +85,13 @@ def test_masters_and_copies(kind: str, launched: Any) -> None:
             # under its own autocast DeepSpeed's ZeRO skips an overflow before its GradScaler sees it
             lowered = "fp16" in kind or kind == "zero0_autocast"
             assert found[f"lowered_{poisoned}"] == (0.5 if lowered else 1.0)
+
+
+@SLOW
+def test_a_weight_that_one_rank_uses(launched: Any) -> None:
+    """Its gradient of 1, averaged over both ranks, is stepped with, though the other rank keeps the weight."""
+    for found in launched("zero1_bf16_fp32"):
+        torch.testing.assert_close(found["side"], torch.full((4,), 1 - LR / 2), rtol=0.0, atol=0.005)
 
 
 def test_one_warning_for_weights_in_low_precision() -> None:

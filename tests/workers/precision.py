@@ -98,6 +98,25 @@ def errors(sharp: SharpStep, w: Tensor, direction: Tensor) -> dict[str, float]:
     return {"direction": error(direction, sam(truth, w, RHO)), "grad_norm": abs(logged - norm) / norm}
 
 
+class Sided(nn.Module):
+    """Two weights, of which rank 0 keeps the first and rank 1 the second; only the forward of rank 1 uses the first."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.side, self.body = (nn.Parameter(torch.ones(4, dtype=dtype)) for _ in range(2))
+
+    def forward(self) -> Tensor:
+        return (self.body * self.side if dist.get_rank() else self.body).float().sum()
+
+
+def used_on_one_rank(kind: str) -> Tensor:
+    """The first weight's step at a radius of 0, as the published weights show it."""
+    dtype, more = settings(kind)
+    wrapped, optimizer, accelerator = engine(kind, Sided(dtype), 1, None, **more)
+    SharpStep(wrapped, optimizer, SAM(rho=0.0), accelerator=accelerator)(lambda b: wrapped(), {})
+    return wrapped.module.side.detach().float()
+
+
 def main() -> None:
     """Look at masters and copies in each pass, after a step, and after a step that an infinite loss let skip; and at the
     true size of the gradients and the direction, before and after."""
@@ -196,6 +215,8 @@ def main() -> None:
         start, got = stepped(apart)
         found["device"] = error(got, sum(sam(f, start, FAR) for f in each) / RANKS)
         found["device_from_batch"] = error(sam(truth, start, FAR), sum(sam(f, start, FAR) for f in each) / RANKS)
+    if kind == "zero1_bf16_fp32":  # DeepSpeed's other optimizers reduce what ranks have, and meet different sizes
+        found["side"] = used_on_one_rank(kind)
     torch.save(found, f"{file}-{dist.get_rank()}")
 
 
