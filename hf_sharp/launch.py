@@ -26,10 +26,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from transformers import HfArgumentParser, Trainer
 
 from hf_sharp.arguments import SharpnessArguments
+from hf_sharp.leaving import leave
 from hf_sharp.trainer import SharpnessAwareMixin
 
 _ABOUT = (
@@ -180,18 +180,13 @@ def main(words: Sequence[str] | None = None) -> None:
             run(name, rest, module=asked.module)
         except SystemExit as error:
             end = error
-    if end is None or end.code in (None, 0):
-        # Left to the interpreter's end, gloo's threads can abort the process, after all is done. After a failure the others
-        # may still be waiting in a collective, which this would join.
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        if not made:
-            _say(
-                f"warning: nothing was made sharpness-aware, since {name} made no Trainer. In a loop without one use "
-                "hf_sharp.SharpStep."
-            )
-    if end is not None:
+    if end is not None and end.code not in (None, 0):
         raise end
+    if not made:
+        _say(
+            f"warning: nothing was made sharpness-aware, since {name} made no Trainer. In a loop without one use "
+            "hf_sharp.SharpStep."
+        )
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
@@ -207,3 +202,4 @@ def _show(kind: type[BaseException], error: BaseException, trace: types.Tracebac
 if __name__ == "__main__":
     sys.excepthook = _show
     main()
+    leave()

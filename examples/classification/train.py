@@ -20,7 +20,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
@@ -39,6 +38,7 @@ from hf_sharp.comparison.passes import passes_per_step
 from hf_sharp.comparison.recipes import flags, overrides, read_recipe
 from hf_sharp.comparison.results import provenance, save_results
 from hf_sharp.descriptions import read_yaml
+from hf_sharp.leaving import leave
 from hf_sharp.vision.batch_sizes import divided, training_devices
 from hf_sharp.vision.data.augmentation import AugmentationArguments, mixing, training_transform
 from hf_sharp.vision.data.batches import Collator, ImageDataset
@@ -249,7 +249,6 @@ def main() -> None:
     """Runs what the command line asks for."""
     run = settings(asked(sys.argv[1:]))
     results = train(run)
-    PartialState().destroy_process_group()
     if run.training.process_index:
         return
     last, best = results["last"], results["best"]
@@ -261,3 +260,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_sharp.descriptions import read_yaml
+from hf_sharp.leaving import leave
 from hf_sharp.measure import QUANTITIES, AbstractQuantity, Found, How, LossBetween, Ranks, Result, Surface, loss_surface
 from hf_sharp.measure import figures as draw
 from hf_sharp.measure.callback import named
@@ -236,12 +237,11 @@ def main(given: Sequence[str] | None = None) -> None:
         write(found, args.output_dir)
         if lines:
             print("Not everything has a value:", *lines, sep="\n", file=sys.stderr, flush=True)
-    state = PartialState()
-    state.wait_for_everyone()  # a launcher ends all processes when one of them fails
-    state.destroy_process_group()
     if lines:
+        PartialState().wait_for_everyone()  # a launcher ends all processes when one of them fails
         sys.exit(1)
 
 
 if __name__ == "__main__":
     main()
+    leave()

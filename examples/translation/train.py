@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from transformers import HfArgumentParser, Seq2SeqTrainingArguments, set_seed
 
 from hf_sharp import SharpnessArguments
 from hf_sharp.evaluation.bleu import as_row, score
+from hf_sharp.leaving import leave
 from hf_sharp.methods.checks import whole
 from hf_sharp.translation.averaging import Saved, check_average, last_checkpoints, load_average
 from hf_sharp.translation.configuration import flags
@@ -236,10 +236,8 @@ def main(given: Sequence[str] | None = None) -> None:
     trainer.train(resume_from_checkpoint=True if resume in ("True", "true") else resume)
     seconds = time.perf_counter() - start
     report(trainer, finished(trainer, task.average, saved), data, task.searches(), seconds)
-    state = PartialState()
-    state.wait_for_everyone()  # gloo's threads can abort a process that ends right after its last collective
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -235,11 +235,13 @@ def test_runs_of_other_settings_are_not_taken_for_these(monkeypatch: pytest.Monk
 
 
 ONE_AFTER_THE_OTHER = """
-import os, runpy
+import os, runpy, sys
 for script in {scripts!r}:
     if os.environ["RANK"] == "0":
         print("==", script, flush=True)
     runpy.run_path(script, run_name="__main__")
+sys.stdout.flush()
+os._exit(0)  # gloo's threads can abort a process whose interpreter closes
 """
 
 

@@ -33,6 +33,7 @@ from torch.optim import SGD, Optimizer
 
 from hf_sharp import GAM, AbstractMethod, SharpStep
 from hf_sharp.backends.replicated import Replicated
+from hf_sharp.leaving import leave
 from tests.problems import EXAMPLES, Perceptron, batch_for, generic
 from tests.reference import flat
 from tests.workers.engines import engine, full_weights
@@ -268,3 +269,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
