@@ -59,6 +59,10 @@ class DeepSpeed(AbstractBackend):
         accelerator: the loop's, with the engine prepared.
         perturb: the user's name patterns, see `hf_sharp.parameters.describe`.
         local: whether each rank shall have its own perturbation; not under ZeRO-3.
+
+    Raises:
+        ValueError: the configuration has something that cannot hold a shift, or ranks that share their samples shall have
+            perturbations of their own.
     """
 
     def __init__(self, accelerator: Accelerator, perturb: Perturb = None, *, local: bool = False) -> None:
@@ -67,6 +71,11 @@ class DeepSpeed(AbstractBackend):
         self._engine = engine = accelerator.deepspeed_engine_wrapped.engine
         self._everything = describe(engine.module, perturb, shape_of)
         self._group = engine.seq_data_parallel_group  # over which ZeRO cuts
+        if local and engine.sequence_parallel_size > 1:
+            raise ValueError(
+                "perturb_over='device' needs whole samples on each device, got sequence parallelism over "
+                f"{engine.sequence_parallel_size} ranks. Use perturb_over='batch' or 'micro_batch'."
+            )
         self._store = store_of(engine, local=local)
         by_name = trainable(engine.module)
         self.parameters = list(by_name.values())
@@ -153,7 +162,8 @@ class DeepSpeed(AbstractBackend):
             if x is not None:
                 place.copy_(x)
         dist.all_reduce(flat, group=self._group)
-        flat.div_(dist.get_world_size(self._group))
+        # as the engine's reduction: the sum over the ranks of one sample
+        flat.div_(dist.get_world_size(self._group) / self._engine.sequence_parallel_size)
         return [
             places[id(at.parameter)].view(-1)[at.start : at.stop].view(like.shape).to(like, copy=True)
             for at, like in zip(self._store.fragments, self.space.like, strict=True)

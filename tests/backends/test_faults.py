@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.utils import parameters_to_vector
 from torch.optim import SGD
-from torch.utils.data import DataLoader
 
 from hf_sharp import SharpStep
-from tests.backends.launches import ROOT, SLOW, launch
+from tests.backends.launches import EXACT, ROOT, SLOW, launch
+from tests.models import collated
 from tests.problems import generic
-from tests.workers.faults import GOOD_STEPS, METHOD, SIZE, samples
-from tests.workers.trainers import Loadable, SmallConfig
+from tests.workers.faults import GOOD_STEPS, METHOD
+from tests.workers.trainers import Loadable, SmallConfig, samples
 
 CASES = [
     ("fsdp2", "forward"),
@@ -84,19 +84,24 @@ def test_an_interrupted_trainer_has_its_own_weights(kind: str, tmp_path: Path) -
     assert found["evaluated"] == pytest.approx(found["loss"], rel=1e-5)
 
 
-def test_no_checkpoint_is_perturbed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddp", *(pytest.param(kind, marks=SLOW) for kind in ("fsdp2", "zero1", "zero3"))])
+def test_no_checkpoint_is_perturbed(kind: str, tmp_path: Path) -> None:
     """Saved after each step, the weights are those of the steps that went well, and of no other place."""
-    fail("trainer", "forward", tmp_path)
+    fail(f"trainer_{kind}", "forward", tmp_path)
     saved = {path.name: load_file(path / "model.safetensors") for path in (tmp_path / "out").iterdir()}
     assert sorted(saved) == [f"checkpoint-{step + 1}" for step in range(GOOD_STEPS)]
-    model = Loadable(SmallConfig())
+    model = Loadable(SmallConfig()).double()
     generic(model.core)
     optimizer = SGD(model.parameters(), lr=0.1)
     sharp = SharpStep(model, optimizer, METHOD, steps=10)
-    for step, batch in enumerate(DataLoader(samples(GOOD_STEPS), batch_size=2 * SIZE)):  # type: ignore[arg-type]
-        sharp(lambda b: model(**b)["loss"], batch)
+    for step in range(GOOD_STEPS):
+        sharp(
+            lambda b: model(**b)["loss"], collated(samples("alone", 8 * GOOD_STEPS, torch.float64)[8 * step : 8 * step + 8])
+        )
         optimizer.step()
         optimizer.zero_grad()
-        found = parameters_to_vector([saved[f"checkpoint-{step + 1}"][name] for name, _ in model.named_parameters()])
+        found = parameters_to_vector(
+            [saved[f"checkpoint-{step + 1}"][name].double() for name, _ in model.named_parameters()]
+        )
         gap = torch.linalg.vector_norm(found - parameters_to_vector(model.parameters()).detach())
-        assert float(gap) <= 1e-12  # a perturbed place is 0.5 away
+        assert float(gap) <= (1e-12 if kind in EXACT else 1e-6)  # a perturbed place is 0.5 away

@@ -57,10 +57,30 @@ def test_ranks_equal_one_process(kind: str, found: Any) -> None:
 @pytest.mark.parametrize("kind", ["zero1_round_robin", "zero2_round_robin", "zero2_round_robin_offload"])
 def test_weights_in_another_order(kind: str, found: Any, tmp_path: Path) -> None:
     """DeepSpeed may cut the weights in another order than the optimizer's."""
-    launch("loops", kind, tmp_path / kind, "gsam", "rsam")
-    weights = torch.load(tmp_path / kind, weights_only=True)["weights"]
-    assert len(weights) == 4
+    compare(kind, ["gsam", "rsam"], found, tmp_path)
+
+
+@SLOW
+@pytest.mark.parametrize("kind", ["zero0_sequence", "zero1_sequence", "zero2_sequence", "zero3_sequence"])
+def test_ranks_that_share_their_samples(kind: str, found: Any, tmp_path: Path) -> None:
+    """Sequence parallelism: DeepSpeed sums the gradients of the parts of a sample. Here a part is what a rank has else."""
+    names = ["gsam", "rsam", *(["gam_exact"] if kind != "zero3_sequence" else [])]
+    refused = compare(kind, names, found, tmp_path)["refused"]
+    if kind != "zero3_sequence":
+        assert refused == (
+            "perturb_over='device' needs whole samples on each device, got sequence parallelism over 2 ranks. Use "
+            "perturb_over='batch' or 'micro_batch'."
+        )
+
+
+def compare(kind: str, names: list[str], found: Any, folder: Path) -> dict[str, Any]:
+    """What the ranks found, after a few cases of a kind of DeepSpeed are compared with one process."""
+    launch("loops", kind, folder / kind, *names)
+    out: dict[str, Any] = torch.load(folder / kind, weights_only=True)
+    weights = out["weights"]
+    assert len(weights) == 2 * len(names)
     assert all(float((w - found("alone")["weights"][name]).abs().max()) <= 1e-6 for name, w in weights.items())
+    return out
 
 
 @SLOW

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
@@ -41,8 +45,21 @@ def engine(
     GradientState._reset_state()
     plugin = DeepSpeedPlugin(hf_ds_config=config(kind, accumulation, clip, **more))
     accelerator = Accelerator(deepspeed_plugin=plugin, gradient_accumulation_steps=accumulation)
-    prepared, optimizer = accelerator.prepare(model, SGD(model.parameters(), lr=0.1, momentum=0.9))
+    with sequence_parallel() if kind.endswith("sequence") else nullcontext():
+        prepared, optimizer = accelerator.prepare(model, SGD(model.parameters(), lr=0.1, momentum=0.9))
     return prepared, optimizer, accelerator
+
+
+@contextmanager
+def sequence_parallel() -> Iterator[None]:
+    """Let engines know that all ranks share their samples, as accelerate does for a model with attention."""
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel import parallel_state_sp as groups
+
+    if groups._SEQUENCE_PARALLEL_GROUP is None:
+        groups.initialize_sequence_parallel(int(os.environ["WORLD_SIZE"]))
+    with patch("deepspeed.initialize", partial(deepspeed.initialize, mpu=groups)):
+        yield
 
 
 def full_weights(wrapped: Any) -> Tensor:

@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node 2 -m tests.workers.faults KIND PLACE FOLDER
 
-KIND is one of the bare loops (ddp, fsdp2, zero1 to zero3), or trainer: the Trainer under DDP with a checkpoint after each
-step. PLACE is forward or backward. Before it raises, the rank leaves the time in FOLDER/fault; each rank that meets an
+KIND is one of the bare loops (ddp, fsdp2, zero1 to zero3), or trainer_ and one of these: the Trainer with a checkpoint after
+each step. PLACE is forward or backward. Before it raises, the rank leaves the time in FOLDER/fault; each rank that meets an
 exception leaves in FOLDER/restored-RANK whether its weights have the bits with which the step began.
 """
 
@@ -21,16 +21,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_sharp import SAM, SharpnessAwareTrainer, SharpStep
-from tests.models import arguments, bits
-from tests.problems import Perceptron, batch_for, generic
+from hf_sharp import SAM, SharpStep
+from tests.models import bits
+from tests.problems import Perceptron
 from tests.workers.loops import as_the_model, in_float32, loss_of, piece, setup
-from tests.workers.trainers import Loadable, Look, SmallConfig
+from tests.workers.trainers import train, trainer_for
 
 RANK = int(os.environ.get("RANK", "0"))
 METHOD = SAM(rho=0.5)
 MICRO_BATCHES, PASSES, GOOD_STEPS = 2, 2, 2
-SIZE = 4
 
 
 @dataclass
@@ -91,44 +90,26 @@ def held(sharp: SharpStep) -> list[bytes]:
     return [bits(w) for w in sharp._backend.weights()]
 
 
-def training(place: str, folder: Path) -> None:
-    """A Trainer under DDP that saves after each step and fails."""
-    model = Loadable(SmallConfig())
-    generic(model.core)
-    armed(model.core, place, folder, 1)
-    args = arguments(
-        folder / "out",
-        per_device_train_batch_size=SIZE,
-        max_steps=10,
-        optim="sgd",
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
-        max_grad_norm=0.0,
-        train_sampling_strategy="sequential",
-        save_strategy="steps",
-        save_steps=1,
-        logging_strategy="no",
-    )
-    data: Any = samples(10)
-    trainer = SharpnessAwareTrainer(model, args, train_dataset=data, method=METHOD)
-    trainer.add_callback(Look("ddp", trainer))
-    trainer.train()
-
-
-def samples(steps: int) -> list[dict[str, Tensor]]:
-    """The data of so many steps of both ranks, in the order in which the Trainer shares them out."""
-    return [{key: x[0] for key, x in batch_for(Perceptron(), 1, seed=i).items()} for i in range(2 * SIZE * steps)]
+def training(kind: str, place: str, folder: Path) -> None:
+    """A Trainer that saves after each step and fails."""
+    each = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True, "logging_strategy": "no"}
+    out = {"output_dir": str(folder / "out"), "lr_scheduler_type": "constant"}
+    trainer: Any = trainer_for(kind, folder, METHOD, 1, None, **each, **out)
+    armed(trainer.model.core, place, folder, 1)
+    train(kind, trainer)
 
 
 def main() -> None:
     """Train until the fault."""
-    kind, place, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    name, place, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+    kind = name.removeprefix("trainer_")
     torch.set_default_dtype(torch.float32 if in_float32(kind) else torch.float64)
-    if kind == "trainer":
-        training(place, folder)
-    else:
+    if name == kind or kind == "fsdp2":
         dist.init_process_group("gloo")
+    if name == kind:
         loop(kind, place, folder)
+    else:
+        training(kind, place, folder)
     raise SystemExit("there was no fault")
 
 

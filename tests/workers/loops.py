@@ -2,10 +2,10 @@
 
     torchrun --nproc-per-node 2 -m tests.workers.loops KIND FILE [METHOD ...]
 
-KIND is ddp, fsdp2, hsdp (on four ranks), zero0, zero1, zero2 or zero3, the last three also with _offload behind them, and
-zero1 and zero2 with _round_robin. Without torchrun, as ``alone``, it computes the same cases in one process on the union of
-the data of UNION_OF ranks; as ``alone32`` those of CR-SAM in float32. With names of methods it runs fewer cases, of these
-methods only.
+KIND is ddp, fsdp2, hsdp (on four ranks), zero0, zero1, zero2 or zero3, the last three also with _offload behind them, zero1
+and zero2 with _round_robin, and all of DeepSpeed's with _sequence. Without torchrun, as ``alone``, it computes the same
+cases in one process on the union of the data of UNION_OF ranks; as ``alone32`` those of CR-SAM in float32. With names of
+methods it runs fewer cases, of these methods only.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ def setup(kind: str, accumulation: int, clip: float | None, **ddp: Any) -> Setup
         assert wrapped.zero_optimization_stage() == int(kind[4])
         assert wrapped.zero_use_cpu_optimizer() == kind.endswith("offload")
         assert wrapped.zero_round_robin_gradients() == ("round_robin" in kind)
+        assert wrapped.sequence_parallel_size == (RANKS if kind.endswith("sequence") else 1)
         return Setup(kind, wrapped, optimizer, accelerator)
     if kind == "ddp":
         model = DistributedDataParallel(model, **ddp)
@@ -168,7 +169,9 @@ def train(kind: str, method: AbstractMethod, accumulation: int, clip: float | No
         for i, batch in enumerate(pieces):
             if run.accelerator is not None:
                 run.accelerator.gradient_state._set_sync_gradients(i == n - 1)
-            share = n if run.accelerator is None else 1  # DeepSpeed divides by itself
+            # DeepSpeed divides by itself, but sums over ranks that share their samples, except in ZeRO-3
+            summed = kind.endswith("sequence") and kind != "zero3_sequence"
+            share = n if run.accelerator is None else RANKS if summed else 1
             with drawing_as(i % RANKS if over == "device" and rank is None else None):
                 sharp(partial(loss_of, run.model, share), as_the_model(kind, batch), last=i == n - 1, micro_batches=n)
         run.close(clip)
@@ -198,6 +201,15 @@ def few_cases(kind: str, names: list[str]) -> dict[str, Tensor]:
         f"batch {name} {accumulation} {clip}": train(kind, methods(kind)[name], accumulation, clip, "batch")
         for name, (accumulation, clip) in itertools.product(names, FEW)
     }
+
+
+def refusal(kind: str) -> str:
+    """What is said of a perturbation of each rank's own."""
+    try:
+        train(kind, EXAMPLES["sam"], 1, None, "device")
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def collectives(method: AbstractMethod, over: str) -> dict[str, int]:
@@ -262,6 +274,8 @@ def main() -> None:
             for over in ("batch", *localities(kind))
         }
         found["averages"] = averages()
+    if kind.endswith("sequence"):
+        found["refused"] = refusal(kind)
     if dist.get_rank() == 0:
         torch.save(found, file)
     dist.barrier()

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -68,15 +69,20 @@ def through_the_trainer(kind: str, folder: Path) -> dict[str, Any]:
     if dist.is_initialized():
         dist.barrier()
     unset_hf_deepspeed_config()  # load as a plain script does
-    return result(folder, torch.float64 if kind == "ddp" else torch.float32, ends)
+    return result(kind, folder, ends)
 
 
-def result(folder: Path, dtype: torch.dtype, ends: list[dict[str, Any]]) -> dict[str, Any]:
-    """What differs between two ends, and between the second one and a plain model from the consolidated checkpoint."""
-    loaded = Loadable.from_pretrained(folder / "final", dtype=dtype)
-    gap = float((whole(loaded) - ends[-1]["weights"].double()).abs().max())
-    kept = len(ends[0]["memory"])
-    return {"differences": differences(*ends), "consolidated": gap, "memory": kept, "optimizer": len(ends[0]["optimizer"])}
+def result(kind: str, folder: Path, ends: list[dict[str, Any]]) -> dict[str, Any]:
+    """What differs between two ends, and between the second one and a plain model from the consolidated checkpoint; and how
+    that model goes on elsewhere."""
+    loaded = Loadable.from_pretrained(folder / "final", dtype=torch.float64)
+    return {
+        "differences": differences(*ends),
+        "consolidated": float((whole(loaded) - ends[-1]["weights"].double()).abs().max()),
+        "memory": len(ends[0]["memory"]),
+        "optimizer": len(ends[0]["optimizer"]),
+        "went_on": go_on(kind, loaded),
+    }
 
 
 def whole(model: nn.Module) -> Tensor:
@@ -85,9 +91,12 @@ def whole(model: nn.Module) -> Tensor:
     return torch.cat([x.detach().double().reshape(-1) for x in tensors])
 
 
-def go_on(model: Any) -> Tensor:
-    """The weights after two steps more, of SAM, of an optimizer that starts anew, and without dropout."""
-    model.dropout.p = 0.0
+def go_on(kind: str, loaded: Any) -> Tensor:
+    """The weights after two steps more, of SAM, of an optimizer that starts anew, and without dropout: under DDP after
+    shards, and on FSDP2's shards after all else."""
+    loaded.dropout.p = 0.0
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model: Any = DistributedDataParallel(loaded) if kind in ("fsdp2", "hsdp") else fully_shard(loaded, mesh=mesh)
     optimizer = SGD(model.parameters(), lr=0.1)
     sharp = SharpStep(model, optimizer, SAM())
     rows, each = samples("fsdp2", 16, torch.float64), 8 // dist.get_world_size()
@@ -95,11 +104,11 @@ def go_on(model: Any) -> Tensor:
         sharp(lambda b: model(**b)["loss"], collated(rows[first : first + each]))
         optimizer.step()
         optimizer.zero_grad()
-    return whole(model)
+    return whole(loaded)
 
 
 def in_a_bare_loop(kind: str, folder: Path) -> dict[str, Any]:
-    """The same for fully_shard, with PyTorch's distributed checkpoints; and how it goes on."""
+    """The same for fully_shard, with PyTorch's distributed checkpoints."""
     dist.init_process_group("gloo")
     names = ("replicate", "shard") if kind == "hsdp" else ("shard",)
     mesh = init_device_mesh("cpu", (2,) * len(names), mesh_dim_names=names)
@@ -147,7 +156,7 @@ def in_a_bare_loop(kind: str, folder: Path) -> dict[str, Any]:
         SmallConfig().save_pretrained(folder / "final")
         save_file(consolidated, folder / "final" / "model.safetensors", metadata={"format": "pt"})
     dist.barrier()
-    return {**result(folder, torch.float64, [uninterrupted, resumed]), "went_on": go_on(model)}
+    return result(kind, folder, [uninterrupted, resumed])
 
 
 def main() -> None:
