@@ -225,7 +225,7 @@ def main() -> None:
     options = parse()
     for name, level in {"KINETO_LOG_LEVEL": "9", "TORCH_CPP_LOG_LEVEL": "ERROR"}.items():
         os.environ.setdefault(name, level)  # read by the new processes, whose profilers warn of what is no fault
-    CONTEXT.set_forkserver_preload(["torch", "hf_sharp"])
+    CONTEXT.set_forkserver_preload(["torch", "hf_sharp.step"])
     settings = {"ranks": options.ranks, "width": options.width, "depth": options.depth, "pairs": options.pairs}
     result: dict[str, Any] = {"machine": machine("accelerate", "deepspeed") | {"backend": "gloo"}, **settings, "rows": []}
     print(json.dumps({**result["machine"], **settings}))
