@@ -5,19 +5,19 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import TrainingArguments
-from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
-from transformers.training_args import OptimizerNames
 
 from hf_sharp.methods import GAM, AbstractMethod, Decayed
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 _GENERATING = ("GRPOTrainer", "RLOOTrainer")
-_STEP_IN_BACKWARD = ("Lomo", "AdaLomo", LayerWiseDummyOptimizer.__name__)
+_STEP_IN_BACKWARD = ("Lomo", "AdaLomo", "LayerWiseDummyOptimizer")
 
 
 def check_trainer(kind: type, method: AbstractMethod) -> None:
@@ -61,6 +61,8 @@ def check_training(
     optimizer_cls_and_kwargs: tuple[type[Optimizer], dict[str, Any]] | None,
 ) -> None:
     """Raises ValueError for training arguments that a method cannot run in."""
+    from transformers.training_args import OptimizerNames  # takes seconds, for which SharpStep shall not wait
+
     classes: list[type] = [] if optimizer is None else [type(optimizer)]
     classes += [] if optimizer_cls_and_kwargs is None else [optimizer_cls_and_kwargs[0]]
     check_optimizer(classes, OptimizerNames(args.optim).value if optimizer is None else "")

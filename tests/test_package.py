@@ -42,14 +42,16 @@ import hf_sharp
 assert hf_sharp.SAM().rho == 0.05
 assert "transformers" not in sys.modules and "accelerate" not in sys.modules
 assert set(hf_sharp.__all__) <= set(dir(hf_sharp))
-from hf_sharp import SharpStep, SharpnessAwareTrainer
+from hf_sharp import SharpStep
+assert not any(name.startswith("transformers.train") for name in sys.modules)
+from hf_sharp import SharpnessAwareTrainer
 from hf_sharp.trainer import SharpnessAwareTrainer as same
 assert SharpnessAwareTrainer is same is hf_sharp.SharpnessAwareTrainer
 hf_sharp.SharpnessAwareTrainr
 """
 
 
-def test_methods_do_not_wait_for_the_trainer() -> None:
+def test_methods_and_the_step_do_not_wait_for_the_trainer() -> None:
     """What needs transformers is there all the same, and a name that is not there is an error as of any module."""
     done = subprocess.run([sys.executable, "-c", FIRST], cwd=ROOT, capture_output=True, text=True, check=False)
     said = "AttributeError: module 'hf_sharp' has no attribute 'SharpnessAwareTrainr'"

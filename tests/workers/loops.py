@@ -52,7 +52,8 @@ def methods(kind: str) -> dict[str, AbstractMethod]:
 
 def localities(kind: str) -> tuple[str, ...]:
     """The values of perturb_over beside "batch"."""
-    return ("micro_batch",) if kind == "fsdp2" or kind.startswith("zero3") else ("micro_batch", "device")
+    together = kind == "fsdp2" or kind.startswith("zero3") or kind.endswith("sequence")
+    return ("micro_batch",) if together else ("micro_batch", "device")
 
 
 EVERY: list[tuple[int, float | None]] = [(1, None), (1, 0.5), (4, None), (4, 0.5)]
@@ -61,8 +62,8 @@ FEW = [EVERY[0], EVERY[-1]]
 
 
 def settings(kind: str) -> list[tuple[int, float | None]]:
-    """Those that a kind runs: two for ZeRO-0 and CPU offload, which share their steps with the other stages."""
-    return FEW if kind == "zero0" or kind.endswith("offload") else EVERY
+    """Those that a kind runs: two for ZeRO-0, which shares its steps with the other stages."""
+    return FEW if kind == "zero0" else EVERY
 
 
 def in_float32(kind: str) -> bool:
@@ -196,11 +197,14 @@ def cases(kind: str) -> dict[str, Tensor]:
 
 
 def few_cases(kind: str, names: list[str]) -> dict[str, Tensor]:
-    """The weights of some methods after plain and after accumulated and clipped steps."""
-    return {
-        f"batch {name} {accumulation} {clip}": train(kind, methods(kind)[name], accumulation, clip, "batch")
-        for name, (accumulation, clip) in itertools.product(names, FEW)
+    """The weights of some methods after plain and after accumulated and clipped steps, and with each perturb_over."""
+    some = {name: methods(kind)[name] for name in names}
+    whole = {
+        f"batch {name} {accumulation} {clip}": train(kind, method, accumulation, clip, "batch")
+        for (name, method), (accumulation, clip) in itertools.product(some.items(), FEW)
     }
+    pairs = itertools.product(some.items(), localities(kind))
+    return whole | {f"{over} {name}": train(kind, method, 2, None, over) for (name, method), over in pairs}
 
 
 def refusal(kind: str) -> str:
