@@ -6,6 +6,7 @@ import atexit
 import gc
 import io
 import os
+from contextlib import suppress
 
 import torch.distributed as dist
 
@@ -33,6 +34,7 @@ def _end() -> None:
     atexit.unregister(_end)
     atexit._run_exitfuncs()
     for file in gc.get_objects():
-        if issubclass(type(file), io.IOBase) and not file.closed and file.writable():
-            file.flush()  # else a file that a program left open would lose its last lines
+        if issubclass(type(file), io.IOBase):
+            with suppress(ValueError):  # it is closed, or detached
+                file.flush()  # else a file that a program left open would lose its last lines
     os._exit(0)

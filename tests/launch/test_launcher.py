@@ -250,6 +250,9 @@ dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 atexit.register(lambda: print("still in the group:", dist.is_initialized()))
 file = open("left_open.txt", "w")
 file.write("the last line")
+outer = open("detached.txt", "w")
+inner = outer.detach()
+inner.write(b"and another")
 
 class Late:  # while the interpreter closes, gloo's thread lets go of tensors
     def __del__(self, group=dist.group.WORLD, ones=torch.ones, sleep=time.sleep):
@@ -270,6 +273,7 @@ def test_a_process_of_a_group_leaves_it_when_it_succeeds(code: int, tmp_path: Pa
     assert (done.returncode == 0) is (code == 0), done.stderr
     if code == 0:
         assert (tmp_path / "left_open.txt").read_text() == "the last line"
+        assert (tmp_path / "detached.txt").read_text() == "and another"
 
 
 def test_one_of_several_processes_speaks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ def methods(kind: str) -> dict[str, AbstractMethod]:
 
 def localities(kind: str) -> tuple[str, ...]:
     """The values of perturb_over beside "batch"."""
-    together = kind == "fsdp2" or kind.startswith("zero3") or kind.endswith("sequence")
+    together = kind in ("fsdp2", "hsdp") or kind.startswith("zero3") or kind.endswith("sequence")
     return ("micro_batch",) if together else ("micro_batch", "device")
 
 
