@@ -179,13 +179,20 @@ def train(kind: str, method: AbstractMethod, accumulation: int, clip: float | No
     return run.weights()
 
 
-def cases(kind: str) -> dict[str, Tensor]:
-    """The weights that each case ends with."""
-    out, some = {}, methods(kind)
-    for name, (accumulation, clip) in itertools.product(some, settings(kind)):
+def grid(kind: str, some: dict[str, AbstractMethod], pairs: list[tuple[int, float | None]]) -> dict[str, Tensor]:
+    """The weights of some methods with pairs of accumulation and clipping, and with each perturb_over."""
+    out = {}
+    for name, (accumulation, clip) in itertools.product(some, pairs):
         out[f"batch {name} {accumulation} {clip}"] = train(kind, some[name], accumulation, clip, "batch")
     for name, over in itertools.product(some, localities(kind)):
         out[f"{over} {name}"] = train(kind, some[name], 2, None, over)
+    return out
+
+
+def cases(kind: str) -> dict[str, Tensor]:
+    """The weights that each case ends with."""
+    some = methods(kind)
+    out = grid(kind, some, settings(kind))
     if "sam" in some:  # on the data of the two above
         out["batch sam"] = train(kind, some["sam"], 2, None, "batch")
     for option in ("gradient_as_bucket_view", "static_graph", "find_unused_parameters") if kind in ("alone", "ddp") else ():
@@ -197,14 +204,8 @@ def cases(kind: str) -> dict[str, Tensor]:
 
 
 def few_cases(kind: str, names: list[str]) -> dict[str, Tensor]:
-    """The weights of some methods after plain and after accumulated and clipped steps, and with each perturb_over."""
-    some = {name: methods(kind)[name] for name in names}
-    whole = {
-        f"batch {name} {accumulation} {clip}": train(kind, method, accumulation, clip, "batch")
-        for (name, method), (accumulation, clip) in itertools.product(some.items(), FEW)
-    }
-    pairs = itertools.product(some.items(), localities(kind))
-    return whole | {f"{over} {name}": train(kind, method, 2, None, over) for (name, method), over in pairs}
+    """The weights of some methods after plain and after accumulated and clipped steps."""
+    return grid(kind, {name: methods(kind)[name] for name in names}, FEW)
 
 
 def refusal(kind: str) -> str:
